@@ -1,0 +1,146 @@
+"""What goes into the engine and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeinfer_cpp.engine.run import Run
+
+# ---------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A turn begins: the whole token list of the conversation so far. What the cache already holds of
+    it is kept. At most `max_tokens` are generated."""
+
+    tokens: tuple[int, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """The draft worker extended `path` by one token at `pos`, in `seconds`, and would else have said `second`."""
+
+    path: int
+    pos: int
+    token: int
+    prob: float
+    second: int = -1
+    second_prob: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageReady:
+    """A stage passed a run on. `seconds` is its compute time, None for a dead run."""
+
+    stage: int
+    run: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunDone:
+    """A run is back from the last stage: (token, log-probability) for each row that wanted a draw,
+    token -1 where the grammar forbids the row itself. A dead run may come back without draws."""
+
+    run: int
+    draws: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the turn and keep the first `keep` generated tokens (None: all that were emitted)."""
+
+    reason: str
+    keep: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftLost:
+    """The draft worker is gone: go on without speculation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time asked for by Wake has come."""
+
+
+Event = Prompt | Drafted | StageReady | RunDone | Stop | DraftLost | Tick
+
+# --------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send the run to stage 0."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """These runs are dead: tell every stage, out of band."""
+
+    runs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftReset:
+    """Drop all draft paths; go on from the first `keep` tokens of the history plus `tokens`, as `path`."""
+
+    path: int
+    keep: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftFork:
+    """Extend a side branch too: the first `keep` tokens of path `of`, then `token`."""
+
+    path: int
+    of: int
+    keep: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class DraftDrop:
+    """These draft paths are dead."""
+
+    paths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRoom:
+    """Draft up to and including position `pos` on every path."""
+
+    pos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """A token is final. `origin`: `target`, `draft` or `sibling`."""
+
+    token: int
+    pos: int
+    logprob: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The turn is over on every stage. `reason`: `stop` (end of generation), `length`, or the Stop's."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Send a Tick at this time, unless something else happens first."""
+
+    at: float
+
+
+Action = Dispatch | Cancel | DraftReset | DraftFork | DraftDrop | DraftRoom | Emit | Finish | Wake

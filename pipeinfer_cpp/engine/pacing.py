@@ -1,0 +1,80 @@
+"""Pacing: when will a run that leaves now meet the slowest stage, and would it have to wait there?
+
+Useless runs queue ahead of useful ones. So a speculative run leaves when it would reach the slowest
+stage about when that becomes free; until then drafts gather into a wider one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeinfer_cpp.engine.costs import CostCurve
+
+
+class Pace:
+    """Predicts each stage's queue from what was sent, what came back, and the cost curves. Seconds."""
+
+    def __init__(self, curves: Sequence[CostCurve], hop: float = 0.0) -> None:
+        self.curves = list(curves)
+        self.hop = hop
+        self._queues: list[dict[int, int]] = [{} for _ in curves]
+        """By stage: run id -> rows (0: dead), in order."""
+        self._since = [0.0] * len(self.curves)
+        """By stage: when it ended its last run, or when the first of its queue could start."""
+
+    def sent(self, run: int, width: int, now: float) -> None:
+        if not self._queues[0]:
+            self._since[0] = now + self.hop
+        for queue in self._queues:
+            queue[run] = width
+
+    def ready(self, stage: int, run: int, now: float) -> None:
+        """The stage has passed the run on."""
+        self._queues[stage].pop(run, None)
+        self._since[stage] = now
+        following = stage + 1
+        if following < len(self._queues) and next(iter(self._queues[following]), None) == run:
+            self._since[following] = max(self._since[following], now + self.hop)
+
+    def dead(self, run: int) -> None:
+        for queue in self._queues:
+            if run in queue:
+                queue[run] = 0
+
+    def gone(self, run: int) -> None:
+        """The run's header is back: whatever was not reported is over."""
+        for queue in self._queues:
+            queue.pop(run, None)
+
+    def clear(self) -> None:
+        for queue in self._queues:
+            queue.clear()
+
+    def slowest(self, width: int = 1) -> int:
+        """The first stage within 3% of the slowest."""
+        costs = [curve(width) for curve in self.curves]
+        return next(i for i, cost in enumerate(costs) if cost >= 0.97 * max(costs))
+
+    def bottleneck(self, width: int) -> float:
+        return max(curve(width) for curve in self.curves)
+
+    def latency(self, width: int) -> float:
+        """One run alone, through all stages and back."""
+        return sum(curve(width) + self.hop for curve in self.curves) + self.hop
+
+    def wait(self, width: int, now: float) -> float:
+        """Seconds that a run leaving now would wait before the slowest stage (negative: it is late)."""
+        slowest = self.slowest(width)
+        done: dict[int, float] = {}
+        arrival = now + self.hop
+        free = 0.0
+        for stage in range(slowest + 1):
+            free, ends = self._since[stage], {}
+            for run, rows in self._queues[stage].items():
+                cost = self.curves[stage](rows) if rows else 0.0
+                free = max(max(free, done.get(run, 0.0)) + cost, now)
+                ends[run] = free + self.hop
+            done = ends
+            if stage < slowest:
+                arrival = max(arrival, free) + self.curves[stage](width) + self.hop
+        return free - arrival

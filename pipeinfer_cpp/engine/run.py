@@ -1,0 +1,46 @@
+"""A run: one pass of a micro-batch through all stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pipeinfer_cpp.engine.sequences import Op
+
+
+class Row(NamedTuple):
+    """One token of a run: its place in the KV cache, in the token tree, and whether a draw is wanted."""
+
+    token: int
+    pos: int
+    seq: int
+    node: int
+    parent: int
+    draw: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run header. `final` is the last final node: the sampler's checkpoint.
+
+    `kind` is `prefill` (a chunk of the prompt), `decode`, or `end` (operations only: the turn is over).
+    """
+
+    id: int
+    kind: str
+    ops: tuple[Op, ...]
+    rows: tuple[Row, ...]
+    final: int
+
+
+@dataclass(slots=True)
+class InFlight:
+    """What the engine remembers of a run until its header is back."""
+
+    run: Run
+    speculative: bool
+    sent: float
+    alive: int
+    """Rows whose node is still live; the run is dead at 0."""
+    stages: set[int] = field(default_factory=set)
+    cancelled: bool = False

@@ -1,0 +1,54 @@
+"""llama.cpp sequence ids as KV multibuffers: one id a live path, edited by operations in run headers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MAIN = 0
+"""The canonical sequence of the conversation, which the main path extends."""
+
+
+class Op(NamedTuple):
+    """One KV operation, applied by every stage in the order of the headers, also on dead runs.
+
+    `rm` removes positions [p0, p1) of `seq`; `cp` gives `seq` the cells of `src` there. p1 = -1 is
+    "to the end".
+    """
+
+    kind: str
+    seq: int
+    p0: int
+    p1: int
+    src: int = -1
+
+
+def rm(seq: int, p0: int) -> Op:
+    return Op("rm", seq, p0, -1)
+
+
+def cp(src: int, seq: int, p0: int, p1: int) -> Op:
+    return Op("cp", seq, p0, p1, src)
+
+
+class SequencePool:
+    """Ids for side branches: 1 to n. Each is taken and given back once."""
+
+    def __init__(self, n: int) -> None:
+        self._free = list(range(n, 0, -1))
+        self._taken: set[int] = set()
+
+    def take(self) -> int | None:
+        """A free id, or None."""
+        if not self._free:
+            return None
+        seq = self._free.pop()
+        self._taken.add(seq)
+        return seq
+
+    def give(self, seq: int) -> None:
+        self._taken.remove(seq)
+        self._free.append(seq)
+
+    @property
+    def taken(self) -> frozenset[int]:
+        return frozenset(self._taken)

@@ -1,0 +1,44 @@
+"""How the engine is asked to work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MODES = ("async", "sync", "off")
+TECHNIQUES = ("continuous", "multibuffer", "cancel", "draft-ahead")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`mode`: `async` (PipeInfer), `sync` (draft `draft_max`, verify, repeat) or `off` (plain pipeline).
+
+    n_ctx: positions a sequence can have. chunk: rows of a prompt chunk. max_rows: rows of the widest
+    run (the exact mode's limit goes in here). branches: paths of the token tree. cutoff, recovery,
+    decay: see `policy.Cutoff`. split: the draft's second choice becomes a branch from this probability.
+    max_ahead: drafted tokens beyond the root. eog: token ids that end a generation. ablate: techniques
+    switched off, see TECHNIQUES.
+    """
+
+    mode: str = "async"
+    n_ctx: int = 1024
+    chunk: int = 64
+    max_rows: int = 8
+    branches: int = 1
+    cutoff: float = 0.1
+    recovery: float = 0.02
+    decay: float = 0.01
+    split: float = 0.2
+    draft_max: int = 4
+    max_ahead: int = 64
+    eog: frozenset[int] = frozenset()
+    ablate: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode {self.mode!r} is not one of {', '.join(MODES)}")
+        unknown = self.ablate - set(TECHNIQUES)
+        if unknown:
+            raise ValueError(f"technique {min(unknown)!r} is not one of {', '.join(TECHNIQUES)}")
+
+    def on(self, technique: str) -> bool:
+        return technique not in self.ablate

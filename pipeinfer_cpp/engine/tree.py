@@ -1,0 +1,110 @@
+"""The token tree: every token that is guessed but not yet final. Its root is the last final token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One token. `draw` is what the target sampled after it, once the run that carried it is back."""
+
+    id: int
+    token: int
+    pos: int
+    seq: int
+    """Sequence id its KV cell is, or will be, written under."""
+    parent: Node | None = None
+    origin: str = "draft"
+    """`prompt`, `target`, `draft` (its first choice) or `sibling` (its second)."""
+    prob: float = 1.0
+    """The draft's own confidence in it."""
+    second: int | None = None
+    """The draft's second choice at the same place, whether or not it stands in the tree."""
+    depth: int = 0
+    """Drafted tokens between it and the last token that the target gave itself."""
+    path: int = 0
+    """The draft path it came from."""
+    run: int | None = None
+    """The run it went out in."""
+    draw: int | None = None
+    logprob: float = 0.0
+    dead: bool = False
+    children: list[Node] = field(default_factory=list)
+
+    def subtree(self) -> Iterator[Node]:
+        """The node and everything below it, parents first."""
+        stack = [self]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(reversed(node.children))
+
+    def child(self, token: int) -> Node | None:
+        return next((c for c in self.children if c.token == token), None)
+
+
+class Tree:
+    """Verification is a walk from the root: a child that carries the root's draw becomes the root and
+    its siblings die; if none does, everything below the root dies and the draw is the new root."""
+
+    def __init__(self, token: int, pos: int) -> None:
+        self._next = 1
+        self.root = Node(0, token, pos, seq=0, origin="prompt")
+
+    def add(self, parent: Node, token: int, *, prob: float, seq: int, origin: str, path: int, second: int) -> Node:
+        node = Node(
+            self._take_id(),
+            token,
+            parent.pos + 1,
+            seq,
+            parent,
+            origin,
+            prob,
+            second,
+            depth=parent.depth + 1,
+            path=path,
+        )
+        parent.children.append(node)
+        return node
+
+    def accept(self, child: Node) -> list[Node]:
+        """The child is final. Returns the nodes that died: its siblings and all below them."""
+        dead = [n for c in self.root.children if c is not child for n in c.subtree()]
+        self._bury(dead)
+        child.parent = None
+        self.root = child
+        return dead
+
+    def replace(self, token: int) -> list[Node]:
+        """No child carries the draw: `token` is the new root. Returns the nodes that died."""
+        dead = self.kill()
+        self.root = Node(self._take_id(), token, self.root.pos + 1, seq=0, origin="target")
+        return dead
+
+    def kill(self) -> list[Node]:
+        """Everything below the root dies; it is returned."""
+        dead = [n for c in self.root.children for n in c.subtree()]
+        self._bury(dead)
+        self.root.children = []
+        return dead
+
+    def frontier(self) -> Iterator[Node]:
+        """Live nodes that are not sent and whose parent is: where the next run can start."""
+        stack = [self.root]
+        while stack:
+            node = stack.pop()
+            if node.run is None:
+                yield node
+            else:
+                stack.extend(reversed(node.children))
+
+    def _take_id(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    @staticmethod
+    def _bury(nodes: list[Node]) -> None:
+        for node in nodes:
+            node.dead = True

@@ -1,0 +1,49 @@
+"""What is asked of the sampler: plain values, named as in llama.cpp."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pipeinfer_cpp.errors import UserError
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of one generation's sampler. Defaults are llama.cpp's.
+
+    `temp` 0 or below is greedy. `repeat_penalty` 1, `presence_penalty` 0 and `frequency_penalty` 0
+    are off; `repeat_last_n` tokens are looked at (0 none). `logit_bias` maps token ids to an amount
+    added to their logit. At most one of `grammar` (GBNF) and `json_schema` (JSON text) is set.
+    """
+
+    temp: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    grammar: str | None = None
+    json_schema: str | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UserError when a value is out of range."""
+        rules = [
+            (self.top_k >= 0, "--top-k must be 0 (off) or more"),
+            (0.0 < self.top_p <= 1.0, "--top-p must be above 0 and at most 1"),
+            (0.0 <= self.min_p <= 1.0, "--min-p must be between 0 and 1"),
+            (0.0 < self.typical_p <= 1.0, "--typical must be above 0 and at most 1"),
+            (self.repeat_penalty > 0.0, "--repeat-penalty must be above 0"),
+            (self.repeat_last_n >= 0, "--repeat-last-n must be 0 (off) or more"),
+            (self.grammar is None or self.json_schema is None, "give --grammar or --json-schema, not both"),
+        ]
+        for holds, sentence in rules:
+            if not holds:
+                raise UserError(sentence + ".")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temp <= 0.0

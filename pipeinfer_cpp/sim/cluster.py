@@ -1,0 +1,194 @@
+"""A pipeline in virtual time: the real engine, stages and a draft worker that only count seconds.
+
+Stages keep their KV caches (tokens instead of tensors), so that a wrong sequence operation shows.
+Everything here is simulated; no figure from it is a measurement.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pipeinfer_cpp.engine import events as ev
+from pipeinfer_cpp.engine.costs import CostCurve
+from pipeinfer_cpp.engine.engine import IDLE, Engine
+from pipeinfer_cpp.engine.run import Run
+from pipeinfer_cpp.engine.sequences import Op
+from pipeinfer_cpp.engine.settings import Settings
+from pipeinfer_cpp.sim.draft import SimDraft
+from pipeinfer_cpp.sim.worlds import World
+
+
+class Clock:
+    """A heap of things to do, and the time of the one being done."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+
+    def at(self, when: float, what: Callable[[], None]) -> None:
+        self._order += 1
+        heapq.heappush(self._heap, (max(when, self.now), self._order, what))
+
+    def step(self) -> bool:
+        if not self._heap:
+            return False
+        self.now, _, what = heapq.heappop(self._heap)
+        what()
+        return True
+
+
+class SimStage:
+    """One stage: a FIFO of runs, a KV cache of tokens, one run under way."""
+
+    ABORT = 0.001
+    """Seconds from a cancellation to the end of the decode (fact 7 of the design)."""
+
+    def __init__(self, cluster: Cluster, index: int, curve: CostCurve) -> None:
+        self.cluster, self.index, self.curve = cluster, index, curve
+        self.kv: dict[int, dict[int, int]] = {}
+        self.dead: set[int] = set()
+        self.aborted = 0
+        self._queue: deque[tuple[Run, bool]] = deque()
+        self._current: Run | None = None
+        self._token = 0
+
+    def receive(self, run: Run, dead: bool) -> None:
+        self._queue.append((run, dead))
+        if self._current is None:
+            self._next()
+
+    def cancel(self, runs: Sequence[int]) -> None:
+        self.dead.update(runs)
+        if self._current is not None and self._current.id in self.dead and self._current.rows:
+            self.aborted += 1
+            self._finish_after(self.ABORT, self._current, dead=True)
+
+    def _next(self) -> None:
+        if not self._queue:
+            return
+        run, dead = self._queue.popleft()
+        self._current = run
+        self._apply(run.ops)
+        dead = dead or run.id in self.dead
+        self._finish_after(0.0 if dead or not run.rows else self.curve(len(run.rows)), run, dead)
+
+    def _finish_after(self, seconds: float, run: Run, dead: bool) -> None:
+        self._token += 1
+        token = self._token
+        self.cluster.clock.at(self.cluster.clock.now + seconds, lambda: self._finish(token, run, dead, seconds))
+
+    def _finish(self, token: int, run: Run, dead: bool, seconds: float) -> None:
+        if token != self._token:
+            return
+        if not dead:
+            for row in run.rows:
+                cells = self.kv.setdefault(row.seq, {})
+                missing = [p for p in range(row.pos) if p not in cells]
+                assert not missing, f"stage {self.index} run {run.id}: row at {row.pos} of {row.seq} lacks {missing}"
+                assert row.pos not in cells, f"stage {self.index} run {run.id}: position {row.pos} is taken"
+                cells[row.pos] = row.token
+        self._current = None
+        self.cluster.passed_on(self, run, dead, seconds)
+        self._next()
+
+    def _apply(self, ops: Sequence[Op]) -> None:
+        for op in ops:
+            end = op.p1 if op.p1 >= 0 else 1 << 40
+            if op.kind == "rm":
+                cells = self.kv.get(op.seq, {})
+                self.kv[op.seq] = {p: t for p, t in cells.items() if not op.p0 <= p < end}
+            else:
+                source = self.kv.get(op.src, {})
+                self.kv.setdefault(op.seq, {}).update({p: t for p, t in source.items() if op.p0 <= p < end})
+
+    def history(self, seq: int, pos: int) -> list[int]:
+        return [self.kv[seq][p] for p in range(pos + 1)]
+
+
+@dataclass
+class Outcome:
+    """A simulated generation. Times are seconds of virtual time, from the prompt on."""
+
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    reason: str = ""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decode speed: (n - 1) / (last token's time - first token's time)."""
+        return (len(self.times) - 1) / (self.times[-1] - self.times[0])
+
+
+class Cluster:
+    """Stages with cost curves, links of `hop` seconds, a draft of `draft_s` a token, and the engine."""
+
+    def __init__(
+        self,
+        world: World,
+        curves: Sequence[CostCurve],
+        settings: Settings,
+        *,
+        draft_s: float = 0.002,
+        hop: float = 0.0002,
+    ) -> None:
+        self.world, self.hop = world, hop
+        self.clock = Clock()
+        self.engine = Engine(settings, [CostCurve(c.points) for c in curves], hop)
+        self.stages = [SimStage(self, i, curve) for i, curve in enumerate(curves)]
+        self.draft = SimDraft(self.clock, world, draft_s, settings.eog, lambda e: self._later(e))
+        self.outcome = Outcome()
+        self._start = 0.0
+        self._sent = 0
+
+    def generate(self, prompt: Sequence[int], max_tokens: int) -> Outcome:
+        """One turn, from the prompt to the end of its last header."""
+        self.outcome = Outcome()
+        self._start = self.clock.now
+        self.feed(ev.Prompt(tuple(prompt), max_tokens))
+        while self.engine.phase != IDLE:
+            if not self.clock.step():
+                raise AssertionError("nothing left to do, and the turn is not over")
+        return self.outcome
+
+    def feed(self, event: ev.Event) -> None:
+        for action in self.engine.handle(event, self.clock.now):
+            self._carry_out(action)
+
+    def passed_on(self, stage: SimStage, run: Run, dead: bool, seconds: float) -> None:
+        """A stage hands a run to the next, or its draws to the coordinator."""
+        self._later(ev.StageReady(stage.index, run.id, None if dead or not run.rows else seconds))
+        following = stage.index + 1
+        if following < len(self.stages):
+            self.clock.at(self.clock.now + self.hop, lambda: self.stages[following].receive(run, dead))
+        else:
+            draws = () if dead else tuple(
+                (self.world.target(stage.history(r.seq, r.pos)), -1.0) for r in run.rows if r.draw
+            )
+            self._later(ev.RunDone(run.id, draws))
+
+    def _later(self, event: ev.Event) -> None:
+        self.clock.at(self.clock.now + self.hop, lambda: self.feed(event))
+
+    def _carry_out(self, action: ev.Action) -> None:
+        at = self.clock.now + self.hop
+        match action:
+            case ev.Dispatch(run):
+                self.clock.at(at, lambda: self.stages[0].receive(run, False))
+            case ev.Cancel(runs):
+                for stage in self.stages:
+                    self.clock.at(at, lambda s=stage: s.cancel(runs))  # type: ignore[misc]
+            case ev.Emit():
+                self.outcome.tokens.append(action.token)
+                self.outcome.times.append(self.clock.now - self._start)
+                self.outcome.origins.append(action.origin)
+            case ev.Finish(reason):
+                self.outcome.reason = reason
+            case ev.Wake(when):
+                self.clock.at(when, lambda: self.feed(ev.Tick()))
+            case _:
+                self.clock.at(at, lambda: self.draft.command(action))
