@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from pipeinfer_cpp.errors import UserError
@@ -31,7 +33,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def check(self) -> None:
         """Raise UserError when a value is out of range."""
+        numbers = (self.temp, self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
         rules = [
+            (all(map(math.isfinite, numbers)), "--temp and the penalties must be finite numbers"),
             (self.top_k >= 0, "--top-k must be 0 (off) or more"),
             (0.0 < self.top_p <= 1.0, "--top-p must be above 0 and at most 1"),
             (0.0 <= self.min_p <= 1.0, "--min-p must be between 0 and 1"),
@@ -47,3 +51,15 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def greedy(self) -> bool:
         return self.temp <= 0.0
+
+    @property
+    def penalises(self) -> bool:
+        """True when a repetition, presence or frequency penalty is on."""
+        off = self.repeat_penalty == 1.0 and self.presence_penalty == 0.0 and self.frequency_penalty == 0.0
+        return self.repeat_last_n > 0 and not off
+
+    def for_draft(self, n_vocab: int) -> Sampling:
+        """The same for a draft model of `n_vocab` tokens: without grammar and schema, and without
+        bias on tokens that it does not have."""
+        bias = {token: amount for token, amount in self.logit_bias.items() if token < n_vocab}
+        return msgspec.structs.replace(self, grammar=None, json_schema=None, logit_bias=bias)

@@ -391,7 +391,7 @@ class Engine:
             parent = node.parent
             if node.seq != MAIN and parent is not None and parent.seq != node.seq:
                 self._ops.append(cp(parent.seq, node.seq, 0, node.pos))
-            rows.append(Row(node.token, node.pos, node.seq, node.id, parent.id if parent else -1, True))
+            rows.append(Row(node.token, node.pos, node.seq, node.id, node.parent_id, True))
         run = self._send("decode", rows, alive=len(rows), speculative=speculative)
         for node in nodes:
             node.run = run

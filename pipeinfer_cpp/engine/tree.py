@@ -16,6 +16,8 @@ class Node:
     seq: int
     """Sequence id its KV cell is, or will be, written under."""
     parent: Node | None = None
+    parent_id: int = -1
+    """The node before it, also when that is final and gone; -1 for the prompt's last token."""
     origin: str = "draft"
     """`prompt`, `target`, `draft` (its first choice) or `sibling` (its second)."""
     prob: float = 1.0
@@ -60,6 +62,7 @@ class Tree:
             parent.pos + 1,
             seq,
             parent,
+            parent.id,
             origin,
             prob,
             second,
@@ -80,7 +83,8 @@ class Tree:
     def replace(self, token: int) -> list[Node]:
         """No child carries the draw: `token` is the new root. Returns the nodes that died."""
         dead = self.kill()
-        self.root = Node(self._take_id(), token, self.root.pos + 1, seq=0, origin="target")
+        old = self.root
+        self.root = Node(self._take_id(), token, old.pos + 1, seq=0, parent_id=old.id, origin="target")
         return dead
 
     def kill(self) -> list[Node]:

@@ -85,11 +85,21 @@ class SliceContext:
         self.n_ctx: int = lib.llama_n_ctx(self._ctx)
         self._rows = _Rows(n_ubatch, 0 if first else self.n_embd)
 
-    def decode(self, inputs: NDArray[Any], pos: NDArray[np.int32], seq: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Compute the rows; see the class for shapes. The result is a copy or the caller's to keep
-        until the next decode (logits). Raises Aborted, or PipeInferError when llama.cpp refuses."""
+    def decode(
+        self,
+        inputs: NDArray[Any],
+        pos: NDArray[np.int32],
+        seq: NDArray[np.int32],
+        wanted: NDArray[np.int8] | None = None,
+    ) -> NDArray[np.float32]:
+        """Compute the rows; see the class for shapes.
+
+        `wanted` (last slices only) flags with 1 the rows whose logits are returned, in their order;
+        others skip the head. Logits stay valid until the next decode, hidden states are a copy.
+        Raises Aborted, or PipeInferError when llama.cpp refuses the rows.
+        """
         n = len(pos)
-        batch = self._rows.fill(inputs, pos, seq)
+        batch = self._rows.fill(inputs, pos, seq, wanted)
         if not self.last:
             self._tap.arm()
         code = lib.llama_decode(self._ctx, batch)
@@ -102,7 +112,10 @@ class SliceContext:
             raise PipeInferError(f"llama_decode returned {code} ({reason}) for {n} rows from position {pos[0]}.")
         if self.last:
             logits = lib.llama_get_logits(self._ctx)
-            return np.ctypeslib.as_array(logits, shape=(n, self.n_vocab))
+            n_out = n if wanted is None else int(np.count_nonzero(wanted))
+            if n_out == 0:
+                return np.empty((0, self.n_vocab), np.float32)
+            return np.ctypeslib.as_array(logits, shape=(n_out, self.n_vocab))
         return self._tap.take(n, self.n_embd)
 
     def seq_rm(self, seq: int, p0: int, p1: int) -> None:
@@ -164,7 +177,9 @@ class _Rows:
             as_pointer(self._flag, ctypes.c_int8),
         )
 
-    def fill(self, inputs: NDArray[Any], pos: NDArray[np.int32], seq: NDArray[np.int32]) -> Any:
+    def fill(
+        self, inputs: NDArray[Any], pos: NDArray[np.int32], seq: NDArray[np.int32], wanted: NDArray[np.int8] | None
+    ) -> Any:
         n = len(pos)
         if not 0 < n <= len(self._pos):
             raise ValueError(f"{n} rows in a batch of at most {len(self._pos)}")
@@ -174,6 +189,7 @@ class _Rows:
             self._token[:n] = inputs
         self._pos[:n] = pos
         self._seq[:n] = seq
+        self._flag[:n] = 1 if wanted is None else wanted
         self._batch.n_tokens = n
         return self._batch
 

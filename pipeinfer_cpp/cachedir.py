@@ -1,0 +1,27 @@
+"""The folder for what can be made again: slices, hashes, self-test results."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """$PIPEINFER_CACHE, else pipeinfer/ in the user's cache folder. It is made when missing."""
+    given = os.environ.get("PIPEINFER_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    path = Path(given) if given else Path(base) / "pipeinfer"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def machine_lock(name: str) -> Iterator[None]:
+    """Held by one process of this machine at a time; freed by the system when it dies."""
+    import fcntl
+
+    with (cache_dir() / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,292 @@
+"""The engine's driver: one thread between the sockets and the state machine."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pipeinfer_cpp.cluster.session import Peer, WorkerDied
+from pipeinfer_cpp.engine import CostCurve, Engine, Settings
+from pipeinfer_cpp.engine import events as ev
+from pipeinfer_cpp.engine.engine import IDLE
+from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.net import messages as msg
+from pipeinfer_cpp.net.sockets import Network, Selector, Wakeup, clock
+from pipeinfer_cpp.results import Result, Tally, Token
+from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.text import TextStream
+from pipeinfer_cpp.trace import Trace
+
+PATROL = 0.05
+"""Seconds between looks at whether all workers live."""
+PING = 1.0
+"""Seconds between signs of life to stages on other machines."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """One generation in the making. Tokens, then a Result or an exception, come out of `out`."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+    stops: Sequence[str]
+    out: queue.SimpleQueue[Token | Result | BaseException] = field(default_factory=queue.SimpleQueue)
+
+
+class Driver:
+    """Feeds the engine from the sockets and carries out what it returns, in a thread of its own."""
+
+    def __init__(
+        self,
+        network: Network,
+        stages: Sequence[Peer],
+        draft: Peer | None,
+        curves: Sequence[CostCurve],
+        settings: Settings,
+        *,
+        piece: Callable[[int], bytes],
+        exact: bool,
+        trace: bool,
+    ) -> None:
+        self._stages, self._draft = list(stages), draft
+        self._curves, self._piece = list(curves), piece
+        self.exact = exact
+        self.engine = Engine(settings, curves, hop=0.0002)
+        self.trace = Trace(len(stages)) if trace else None
+        self.failure: BaseException | None = None
+        self.draft_note = ""
+        self._wakeup = Wakeup(network.context, f"driver-{id(self)}")
+        self._commands: deque[Callable[[], None]] = deque()
+        self._turn: Turn | None = None
+        self._tally = Tally(0.0)
+        self._text = TextStream()
+        self._keep: int | None = None
+        self._start: msg.TurnStart | None = None
+        self._kinds: dict[int, str] = {}
+        self._wake: float | None = None
+        self._patrolled = self._pinged = 0.0
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="driver", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------- called from other threads
+
+    def begin(self, turn: Turn) -> None:
+        self._command(lambda: self._begin(turn))
+
+    def cancel(self, turn: Turn) -> None:
+        """End the turn and keep the conversation."""
+        self._command(lambda: self._feed(ev.Stop("cancelled")) if self._turn is turn else None)
+
+    def configure(self, settings: Settings) -> None:
+        """Go on with other settings; only between turns. The cached conversation stays."""
+        done = threading.Event()
+
+        def change() -> None:
+            if self.engine.phase != IDLE:
+                raise PipeInferError("Settings can only be changed between generations.")
+            cached, alive = self.engine.cached, self.engine.drafts.alive or self.engine.settings.mode == "off"
+            self.engine = Engine(settings, [CostCurve(c.points) for c in self._curves], hop=0.0002)
+            self.engine.cached = cached
+            if not alive or self._draft is None:
+                self.engine.drafts.lost()
+            done.set()
+
+        self._command(change)
+        while not done.wait(0.1):
+            if self.failure is not None:
+                raise self.failure
+
+    def close(self) -> None:
+        self._closing = True
+        self._wakeup()
+        self._thread.join(2.0)
+        self._wakeup.close()
+
+    def _command(self, what: Callable[[], None]) -> None:
+        self._commands.append(what)
+        self._wakeup()
+
+    # ------------------------------------------------------------------------------ in the thread
+
+    def _work(self) -> None:
+        peers = [*self._stages, *([self._draft] if self._draft else [])]
+        by_link = {id(peer.link): peer for peer in peers}
+        selector = Selector([self._wakeup, *(peer.link for peer in peers)])
+        try:
+            while not self._closing:
+                now = clock()
+                timeout = PATROL if self._wake is None else min(PATROL, self._wake - now)
+                for member in selector.wait(timeout):
+                    if member is self._wakeup:
+                        self._wakeup.drain()
+                    else:
+                        self._receive(by_link[id(member)])
+                while self._commands:
+                    self._commands.popleft()()
+                # Waiting is in whole milliseconds: a wake-up that is nearly due is taken as due.
+                if self._wake is not None and self._wake - clock() < 0.001:
+                    due, self._wake = self._wake, None
+                    self._feed(ev.Tick(), max(due, clock()))
+                self._patrol()
+        except BaseException as error:
+            self.failure = error
+            if self._turn is not None:
+                self._turn.out.put(error)
+                self._turn = None
+
+    def _receive(self, peer: Peer) -> None:
+        while (message := peer.link.receive()) is not None:
+            match message:
+                case msg.RunBack(run, dead, draws, memory):
+                    self._tally.memory_mb.update(memory)
+                    self._feed(ev.RunDone(run, () if dead else draws))
+                case msg.StageReady():
+                    self._stage_ready(peer, message)
+                case msg.Drafted():
+                    self._drafted(message)
+                case msg.Failed(reason) if peer is self._draft:
+                    self._lose_draft(reason)
+                case msg.Failed(reason):
+                    raise WorkerDied(f"{peer.name} failed: {reason.rstrip('.')}.")
+
+    def _begin(self, turn: Turn) -> None:
+        if self.failure is not None or self._turn is not None:
+            turn.out.put(self.failure or PipeInferError("Another generation is under way on this pipeline."))
+            return
+        now = clock()
+        self._turn, self._tally, self._text, self._keep = turn, Tally(now), TextStream(turn.stops), None
+        if self.draft_note:
+            self._tally.warnings.append(self.draft_note)
+        look_back = max(turn.sampling.repeat_last_n, 1)
+        self._start = msg.TurnStart(turn.sampling, turn.prompt[-look_back:])
+        if self._draft is not None and self.engine.drafts.alive and self.engine.settings.mode != "off":
+            self._draft.link.send(msg.DraftTurn(turn.sampling))
+        self._feed(ev.Prompt(turn.prompt, turn.max_tokens), now)
+
+    def _stage_ready(self, peer: Peer, ready: msg.StageReady) -> None:
+        done = ready.outcome == "done"
+        if ready.outcome == "aborted":
+            self._tally.aborted.add(ready.run)
+        if self._kinds.get(ready.run) == "decode":
+            self._tally.wire_bytes += ready.bytes_out
+        if self.trace is not None:
+            began, ended = ready.began - peer.offset, ready.ended - peer.offset
+            name = f"run {ready.run}" + ("" if done else f" {ready.outcome}")
+            self.trace.span(
+                f"stage-{ready.stage}", name, began, ended, ready.outcome, run=ready.run, outcome=ready.outcome
+            )
+        self._feed(ev.StageReady(ready.stage, ready.run, ready.ended - ready.began if done else None))
+
+    def _drafted(self, said: msg.Drafted) -> None:
+        self._tally.memory_mb["draft"] = said.memory_mb
+        if self.trace is not None:
+            self.trace.span("draft", f"draft {said.pos}", said.began, said.ended, path=said.path, prob=said.prob)
+        seconds = said.ended - said.began
+        event = ev.Drafted(said.path, said.pos, said.token, said.prob, said.second, said.second_prob, seconds)
+        self._feed(event)
+
+    def _feed(self, event: ev.Event, now: float | None = None) -> None:
+        actions = self.engine.handle(event, clock() if now is None else now)
+        for action in actions:
+            self._carry_out(action)
+        if self._text.stopped and self._keep is None:
+            self._keep = len(self._tally.ids)
+            self._feed(ev.Stop("stop", self._keep))
+
+    def _carry_out(self, action: ev.Action) -> None:
+        match action:
+            case ev.Dispatch(run):
+                header = msg.RunHeader(run.id, run.kind, run.ops, run.rows, run.final, self._start)
+                self._start = None
+                self._kinds[run.id] = run.kind
+                sent = self._stages[0].link.send(header)
+                if run.kind == "decode":
+                    self._tally.wire_bytes += sent
+                if self.trace is not None:
+                    now = clock()
+                    self.trace.instant("coordinator", f"dispatch {run.id}", now, run=run.id, rows=len(run.rows))
+                    self.trace.counter("in flight", now, len(self.engine.in_flight))
+            case ev.Cancel(runs):
+                for stage in self._stages:
+                    self._tally.wire_bytes += stage.link.send(msg.Cancel(runs))
+                if self.trace is not None:
+                    self.trace.instant("coordinator", f"cancel {list(runs)}", clock(), runs=list(runs))
+            case ev.Emit():
+                self._emit(action)
+            case ev.Wake(at):
+                self._wake = at
+            case ev.Finish(reason):
+                self._finish(reason)
+            case ev.DraftReset(path, keep, tokens):
+                self._order(msg.DraftReset(path, keep, tokens))
+            case ev.DraftFork(path, of, keep, token):
+                self._order(msg.DraftFork(path, of, keep, token))
+            case ev.DraftDrop(paths):
+                self._order(msg.DraftDrop(paths))
+            case ev.DraftRoom(pos):
+                self._order(msg.DraftRoom(pos))
+
+    def _order(self, order: msg.Message) -> None:
+        if self._draft is not None:
+            self._draft.link.send(order)
+
+    def _emit(self, action: ev.Emit) -> None:
+        if self._turn is None or self._text.stopped:
+            return
+        shown = self._text.feed(self._piece(action.token))
+        now = clock()
+        self._tally.ids.append(action.token)
+        self._tally.times.append(now)
+        self._tally.texts.append(shown)
+        self._turn.out.put(Token(action.token, shown, action.logprob, action.origin))
+        if self.trace is not None:
+            self.trace.instant("coordinator", "token", now, pos=action.pos, origin=action.origin)
+
+    def _finish(self, reason: str) -> None:
+        turn, engine = self._turn, self.engine
+        self._turn, self._wake = None, None
+        self._kinds.clear()
+        if turn is None:
+            return
+        rest = self._text.finish()
+        self._tally.texts.append(rest)
+        if rest:
+            turn.out.put(Token(-1, rest, 0.0, "target"))
+        result = self._tally.result(
+            reason,
+            engine.stats,
+            mode=engine.settings.mode if engine.drafts.alive or engine.settings.mode == "off" else "off",
+            stages=len(self._stages),
+            exact=self.exact,
+            n_prompt=len(turn.prompt),
+            keep=self._keep,
+        )
+        turn.out.put(result)
+
+    def _patrol(self) -> None:
+        now = clock()
+        if now - self._patrolled >= PATROL:
+            self._patrolled = now
+            for stage in self._stages:
+                stage.check()
+            if self._draft is not None and self.engine.drafts.alive:
+                try:
+                    self._draft.check()
+                except WorkerDied as error:
+                    self._lose_draft(str(error))
+        if now - self._pinged >= PING:
+            self._pinged = now
+            for stage in self._stages:
+                if stage.remote:
+                    stage.link.send(msg.Ping(now))
+
+    def _lose_draft(self, reason: str) -> None:
+        self.draft_note = f"The draft worker is gone, so this goes on without speculation ({reason.rstrip('.')})."
+        self._tally.warnings.append(self.draft_note)
+        self._draft = None
+        self._feed(ev.DraftLost())

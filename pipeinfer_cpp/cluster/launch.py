@@ -1,0 +1,96 @@
+"""Starting worker processes on this machine, and knowing when and why one died."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_PREFIX = "pipeinfer-"
+
+
+class SocketDir:
+    """A short folder for ipc:// sockets and the workers' output, removed with its owner.
+
+    Folders of coordinators that were killed are removed by the next one.
+    """
+
+    def __init__(self) -> None:
+        base = tempfile.gettempdir()
+        if len(base) > 40:  # ipc:// paths are limited to about 104 bytes
+            base = "/tmp"
+        self._sweep(Path(base))
+        self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
+
+    def address(self, name: str) -> str:
+        return f"ipc://{self.path}/{name}"
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @staticmethod
+    def _sweep(base: Path) -> None:
+        for path in base.glob(_PREFIX + "*-*"):
+            with contextlib.suppress(ValueError, OSError):
+                pid = int(path.name[len(_PREFIX) :].partition("-")[0])
+                try:
+                    os.kill(pid, 0)
+                except ProcessLookupError:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+class Process:
+    """A worker process of this machine. It ends when its standard input is closed, so it cannot be orphaned."""
+
+    def __init__(self, role: str, address: str, log: Path, threads: int, crowded: bool) -> None:
+        self._log = log
+        env = dict(os.environ)
+        root = str(Path(__file__).resolve().parents[2])
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
+        env["OMP_NUM_THREADS"] = str(threads)
+        if crowded:
+            env["GOMP_SPINCOUNT"] = "0"  # spinning barriers of two processes on one core stop both
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipeinfer_cpp.workers", role, address],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=env,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def death(self) -> str | None:
+        """None while it lives; else how it ended and the last it said."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        said = self.last_output()
+        return f"{how}; its last output: {said}" if said else f"{how} and said nothing"
+
+    def last_output(self, n_lines: int = 3) -> str:
+        with contextlib.suppress(OSError):
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            return " | ".join(lines[-n_lines:])
+        return ""
+
+    def stop(self, deadline: float) -> None:
+        """Close its lifeline; kill it when it has not ended by `deadline` (monotonic seconds)."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,164 @@
+"""From what was asked for to what each worker is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeinfer_cpp.engine.settings import Settings
+from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf import Source, check_pair, even_split, parse_layers, slice_plan, split_by_shares
+from pipeinfer_cpp.models import Pair, load_registry
+from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef
+from pipeinfer_cpp.options import Options
+
+Report = Callable[[str, str, int, int], None]
+DEFAULT_CTX = 4096
+"""Context when none is asked for and the model allows more."""
+MAX_ROWS = 16
+
+
+@dataclass
+class Plan:
+    """Who holds which layers, with which settings."""
+
+    options: Options
+    pair: Pair | None
+    target: Source
+    draft: Source | None
+    ranges: list[tuple[int, int]]
+    addresses: list[str | None]
+    settings: Settings
+    exact: bool
+    threads: int
+    crowded: bool
+    target_hash: str
+    warnings: list[str] = field(default_factory=list)
+
+    def orders(self, addresses: Sequence[str], eog: frozenset[int]) -> list[Message]:
+        """The load order of each stage, then of the draft worker where there is one."""
+        options = self.options
+        n = len(self.ranges)
+        context = self._context(self.settings.kv_cells(n), self.settings.branches + 1)
+        model = ModelRef(str(self.target.path), self.target_hash, options.pair)
+        orders: list[Message] = [
+            LoadSlice(
+                model,
+                index,
+                n,
+                first,
+                end,
+                context,
+                self.exact,
+                following=addresses[index + 1] if index + 1 < n else None,
+                stretch=options.stretch_of(index),
+                max_rows=self.settings.max_rows,
+            )
+            for index, (first, end) in enumerate(self.ranges)
+        ]
+        if self.draft is not None:
+            cells = self.settings.n_ctx + self.settings.branches * (self.settings.max_ahead + 8)
+            context = self._context(cells, self.settings.branches + 1)
+            orders.append(LoadDraft(str(self.draft.path), context, tuple(sorted(eog)), options.draft_stretch))
+        return orders
+
+    def _context(self, cells: int, n_seq: int) -> ContextOptions:
+        options = self.options
+        return ContextOptions(
+            n_ctx=-(-cells // 256) * 256,
+            n_seq=n_seq,
+            chunk=options.chunk,
+            kv_type=options.kv_type,
+            flash_attn=options.flash_attn,
+            threads=self.threads,
+            gpu_layers=options.gpu_layers,
+        )
+
+
+def make_plan(options: Options, report: Report | None = None) -> Plan:
+    """Find the models, check that they fit, divide the layers. Raises UserError."""
+    pair, target_path, draft_path = _models(options)
+    target = Source.open(target_path)
+    draft = Source.open(draft_path) if draft_path is not None else None
+    if draft is not None:
+        check_pair(target, draft)
+    n_stages = options.n_stages
+    if options.layers is not None:
+        ranges = parse_layers(options.layers, target.n_layers)
+    elif options.split is not None:
+        ranges = split_by_shares(list(options.split), target.n_layers)
+    else:
+        ranges = even_split(target.n_layers, n_stages)
+    if len(ranges) != n_stages:
+        raise UserError(f"--layers or --split names {len(ranges)} parts, but there are {n_stages} stages.")
+    if n_stages > 1:
+        for first, end in ranges:
+            slice_plan(target, first, end)
+    settings = _settings(options, pair, target, draft)
+    exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
+    addresses: list[str | None] = [None] * n_stages if isinstance(options.stages, int) else list(options.stages)
+    n_local = sum(a is None for a in addresses) + (draft is not None)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = options.threads or max(1, cores // max(n_local, 1))
+    digest = target.sha256(lambda done, total: report("coordinator", "hashing the model", done, total) if report else None)
+    plan = Plan(
+        options, pair, target, draft, ranges, addresses, settings, exact, threads, n_local * threads > cores, digest
+    )
+    if plan.crowded:
+        plan.warnings.append(
+            f"{n_local} processes of {threads} thread{'s' if threads > 1 else ''} share {cores} cores here: "
+            "expect no speed-up on this machine."
+        )
+    return plan
+
+
+def _models(options: Options) -> tuple[Pair | None, Path, Path | None]:
+    """The pair's entry where one was named, and the files of target and draft."""
+    if options.target is not None:
+        return None, Path(options.target), Path(options.draft) if options.draft is not None else None
+    if options.pair is None:
+        raise UserError("Name a model: --pair NAME (see `pipeinfer models list`) or --target FILE.")
+    pair = load_registry(Path(options.models) if options.models else None).pair(options.pair)
+    files = []
+    for part, model in (("target", pair.target), ("draft", pair.draft)):
+        path = model.local() if model is not None else None
+        if model is not None and path is None:
+            raise UserError(f"The {part} of {pair.name} is not on this machine: run `pipeinfer models pull {pair.name}`.")
+        files.append(path)
+    draft = Path(options.draft) if options.draft is not None else files[1]
+    assert files[0] is not None
+    return pair, files[0], draft
+
+
+def _settings(options: Options, pair: Pair | None, target: Source, draft: Source | None) -> Settings:
+    """What was typed goes before the pair's entry, which goes before the defaults."""
+    wanted = {
+        "branches": options.branches,
+        "cutoff": options.cutoff,
+        "recovery": options.recovery,
+        "decay": options.decay,
+        "split": options.split_threshold,
+        "draft_max": options.draft_max,
+        "max_ahead": options.max_ahead,
+        "max_rows": options.max_rows,
+        "mode": options.mode,
+    }
+    values: dict[str, object] = {"max_rows": MAX_ROWS}
+    for name, typed in wanted.items():
+        entry = getattr(pair.speculation, name, None) if pair is not None else None
+        chosen = typed if typed is not None else entry
+        if chosen is not None:
+            values[name] = chosen
+    mode = values.get("mode") or ("async" if draft is not None else "off")
+    if draft is None and mode != "off":
+        raise UserError(f"--mode {mode} needs a draft model: give --draft FILE, or use --mode off.")
+    if draft is None:
+        mode = "off"
+    trained = target.n_ctx_train or DEFAULT_CTX
+    if options.ctx is not None and options.ctx > trained:
+        raise UserError(f"--ctx-size {options.ctx} is more than the model was trained for ({trained}).")
+    n_ctx = options.ctx or min(trained, DEFAULT_CTX)
+    values.update(mode=mode, n_ctx=n_ctx, chunk=options.chunk, ablate=frozenset(options.ablate))
+    return Settings(**values)  # type: ignore[arg-type]

@@ -1,0 +1,34 @@
+"""Reading, checking and cutting GGUF models. Start with `Source.open`, then `cached_slice`."""
+
+from pipeinfer_cpp.gguf.architectures import SUPPORTED
+from pipeinfer_cpp.gguf.cache import SLICER_VERSION, cached_slice, is_intact
+from pipeinfer_cpp.gguf.pair import check_pair
+from pipeinfer_cpp.gguf.plan import SlicePlan, slice_plan
+from pipeinfer_cpp.gguf.source import Source
+from pipeinfer_cpp.gguf.splits import LayerRange, even_split, parse_layers, parse_shares, split_by_shares
+from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, KeyStep, TensorStep
+from pipeinfer_cpp.gguf.writer import Written, write_slice
+
+__all__ = [
+    "ADDED",
+    "COPIED",
+    "LEFT_OUT",
+    "REWRITTEN",
+    "SLICER_VERSION",
+    "SUPPORTED",
+    "KeyStep",
+    "LayerRange",
+    "SlicePlan",
+    "Source",
+    "TensorStep",
+    "Written",
+    "cached_slice",
+    "check_pair",
+    "even_split",
+    "is_intact",
+    "parse_layers",
+    "parse_shares",
+    "slice_plan",
+    "split_by_shares",
+    "write_slice",
+]

@@ -1,0 +1,82 @@
+"""Files that appear whole or not at all, and locks that the system frees when their holder dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeinfer_cpp.errors import UserError
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+PIECE = 4 << 20
+"""Bytes read or written at a time: what keeps memory small whatever the size of a tensor."""
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the name `path` only when the block ends well.
+
+    Until then it is `.NAME.PID-RANDOM.part` in the same folder; an exception removes it, a killed
+    process leaves it behind under that name (see `sweep`). Raises UserError when the folder is
+    missing, may not be written, or is full.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _REASONS:
+            raise UserError(f"{path} could not be written: {_REASONS[error.errno]}.") from None
+        raise
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "your disk quota is used up; free some space or choose another folder",
+    errno.ENOENT: "its folder does not exist; make it first",
+    errno.EACCES: "you may not write in its folder; choose another one",
+    errno.EPERM: "you may not write in its folder; choose another one",
+    errno.EROFS: "its file system is read-only; choose another folder",
+    errno.EISDIR: "there is a folder of that name; choose another name",
+}
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file `path` (made when missing, never removed) against other processes.
+
+    Yields whether it is held: not when `wait` is off and another process has it, nor on a file
+    system that knows no locks, where the caller must do without.
+    """
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def sweep(folder: Path, lock_of: Callable[[str], Path]) -> None:
+    """Remove `.part` files in `folder` whose writers are gone.
+
+    `lock_of` gives the lock file that a writer of a name holds: a part whose lock is free has no
+    writer any more.
+    """
+    for part in folder.glob(".*.part"):
+        name = part.name[1:].removesuffix(".part").rpartition(".")[0]
+        with contextlib.suppress(OSError), locked(lock_of(name), wait=False) as held:
+            if held:
+                part.unlink(missing_ok=True)

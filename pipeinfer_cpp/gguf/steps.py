@@ -1,0 +1,79 @@
+"""The steps of a slice plan: one for each key and each tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeinfer_cpp.gguf.architectures import Architecture
+from pipeinfer_cpp.gguf.header import Key, Tensor
+from pipeinfer_cpp.gguf.source import Source
+
+COPIED, REWRITTEN, LEFT_OUT, ADDED = "copied", "rewritten", "left out", "added"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The layers `[first, end)` of a source under its architecture's rules."""
+
+    source: Source
+    rules: Architecture
+    first: int
+    end: int
+
+    @property
+    def n_layers(self) -> int:
+        return self.end - self.first
+
+    @property
+    def takes_tokens(self) -> bool:
+        return self.first == 0
+
+    @property
+    def gives_logits(self) -> bool:
+        return self.end == self.source.n_layers
+
+    @property
+    def is_whole(self) -> bool:
+        return self.takes_tokens and self.gives_logits
+
+
+@dataclass(frozen=True)
+class KeyStep:
+    """What happens to one key. `key` is the source's (None when added); `data` its new type and
+    value (None when copied or left out)."""
+
+    name: str
+    action: str
+    reason: str
+    key: Key | None = None
+    data: bytes | None = None
+
+    def encoded(self) -> bytes:
+        """Type and value for the slice."""
+        if self.data is not None:
+            return self.data
+        assert self.key is not None
+        return self.key.raw()
+
+
+@dataclass(frozen=True)
+class TensorStep:
+    """What happens to one tensor. `target` is its name in the slice (None when left out).
+
+    Its bytes come from `origin`, or where it is rewritten in value from `data`; an added
+    placeholder has neither: it is a hole in the file, read as zeros.
+    """
+
+    name: str
+    action: str
+    reason: str
+    target: str | None = None
+    shape: tuple[int, ...] = ()
+    kind: int = 0
+    n_bytes: int = 0
+    origin: Tensor | None = None
+    data: bytes | None = None
+
+    @property
+    def is_hole(self) -> bool:
+        return self.target is not None and self.origin is None and self.data is None

@@ -1,0 +1,125 @@
+"""Writing a planned slice: streamed, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing
+from pipeinfer_cpp.gguf.header import MAGIC, VERSION, Tensor, encode_string, pad
+from pipeinfer_cpp.gguf.plan import SlicePlan
+from pipeinfer_cpp.gguf.steps import TensorStep
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the file's size, where its tensor data starts, and the SHA-256 (hex) of
+    its header and of all its bytes."""
+
+    size: int
+    data_start: int
+    header_sha256: str
+    sha256: str
+
+
+def write_slice(plan: SlicePlan, path: str | os.PathLike[str], progress: Progress | None = None) -> Written:
+    """Write the slice to `path`, by way of a temporary name in the same folder.
+
+    Memory stays at a few megabytes whatever the model's size. `progress` is called with bytes
+    done and bytes in all. Raises UserError when the file cannot be written (no room, no folder,
+    or it is the source itself), PipeInferError when the source is cut short meanwhile.
+    """
+    target = Path(path)
+    if any(target.exists() and target.samefile(part) for part in plan.source.parts):
+        raise UserError(f"{target} is the model that is to be cut: choose another name for the slice.")
+    _check_room(target, plan.data_bytes)
+    header, layout = _layout(plan)
+    whole, done = hashlib.sha256(header), 0
+    with appearing(target) as out:
+        out.write(header)
+        for step, size in layout:
+            if step.is_hole:
+                out.seek(size, os.SEEK_CUR)
+                _hash_zeros(whole, size)
+                continue
+            for piece in _pieces(step):
+                out.write(piece)
+                whole.update(piece)
+                done += len(piece)
+                if progress:
+                    progress(done, plan.data_bytes)
+            _pad(out, whole, size - step.n_bytes)
+        total = out.tell()
+        out.truncate(total)
+    return Written(total, len(header), hashlib.sha256(header).hexdigest(), whole.hexdigest())
+
+
+def _layout(plan: SlicePlan) -> tuple[bytes, list[tuple[TensorStep, int]]]:
+    """The header, padded, and the tensors in file order with their padded sizes."""
+    alignment = plan.source.alignment
+    kept = [step for step in plan.tensors if step.target]
+    kept.sort(key=lambda step: step.is_hole)
+    keys = [step for step in plan.keys if step.action != "left out"]
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(kept), len(keys))]
+    parts += [encode_string(step.name) + step.encoded() for step in keys]
+    offset, layout = 0, []
+    for step in kept:
+        assert step.target
+        shape = struct.pack(f"<I{len(step.shape)}Q", len(step.shape), *step.shape)
+        parts.append(encode_string(step.target) + shape + struct.pack("<IQ", step.kind, offset))
+        size = pad(step.n_bytes, alignment)
+        layout.append((step, size))
+        offset += size
+    header = b"".join(parts)
+    return header.ljust(pad(len(header), alignment), b"\0"), layout
+
+
+def _pieces(step: TensorStep) -> Iterator[bytes]:
+    if step.data is not None:
+        yield step.data
+    elif step.origin:
+        yield from _read(step.origin)
+
+
+def _read(tensor: Tensor) -> Iterator[bytes]:
+    with tensor.path.open("rb", buffering=0) as file:
+        file.seek(tensor.offset)
+        left = tensor.n_bytes
+        while left:
+            piece = file.read(min(PIECE, left))
+            if not piece:
+                raise PipeInferError(f"{tensor.path} became shorter while it was cut: try again when it is complete.")
+            left -= len(piece)
+            yield piece
+
+
+def _pad(out: BinaryIO, digest: hashlib._Hash, n: int) -> None:
+    out.write(bytes(n))
+    digest.update(bytes(n))
+
+
+def _hash_zeros(digest: hashlib._Hash, n: int) -> None:
+    zeros = bytes(min(n, PIECE))
+    while n:
+        digest.update(zeros[:n] if n < len(zeros) else zeros)
+        n -= min(n, len(zeros))
+
+
+def _check_room(target: Path, needed: int) -> None:
+    """A clear word before gigabytes are copied in vain."""
+    try:
+        free = shutil.disk_usage(target.parent).free
+    except OSError:
+        return
+    if free < needed:
+        raise UserError(
+            f"The slice needs {needed / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free: "
+            "free some space or set PIPEINFER_CACHE to a folder on another disk."
+        )

@@ -1,0 +1,123 @@
+"""The samplers of the token tree on the last stage: one a live path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer_cpp.llama.pieces import Pieces
+from pipeinfer_cpp.llama.sampler import Draw, Sampler
+from pipeinfer_cpp.sampling import Sampling
+
+
+class PathSamplers:
+    """Draws for rows of a tree of tokens, each with the state of the path that leads to it.
+
+    A node is an int, unique within a turn; the prompt's last token is node 0. A sampler is moved
+    along its path in place, cloned from the last final node where the path forks, and rebuilt from
+    there after a miss. Rows may be missing (a dead run brings none): what hangs below a row that
+    never came is dead, as is what a grammar forbids. A stateless sampler keeps no books at all.
+    """
+
+    def __init__(self, vocab: Any, n_vocab: int) -> None:
+        self._vocab, self._n_vocab = vocab, n_vocab
+        self._pieces = Pieces(vocab, n_vocab)
+        self._base: Sampler | None = None  # stands behind the last final node, the root
+        self._root = 0
+        self._awaited: int | None = None
+        self._nodes: dict[int, tuple[int, int]] = {}  # below the root: (parent, token), parents first
+        self._tips: dict[int, Sampler] = {}
+
+    def begin(self, sampling: Sampling, prompt_tokens: Iterable[int]) -> None:
+        """Start a turn. `prompt_tokens` are all that the penalties shall see, node 0's token last.
+
+        Raises UserError, and stays closed, for settings out of range or an invalid grammar.
+        """
+        self.close()
+        self._base = Sampler(self._vocab, self._n_vocab, sampling, pieces=self._pieces)
+        self._base.feed_prompt(prompt_tokens)
+
+    def draw(self, node: int, parent: int, token: int, pos: int, logits: NDArray[np.float32]) -> Draw | None:
+        """What follows `node`, which carries `token` at position `pos` below `parent` (ignored for node 0).
+
+        `logits` is `float32[n_vocab]`. None: the row is dead, as the grammar forbids `token` there or
+        `parent` is not on a live path.
+        """
+        assert self._base is not None, "draw() before begin()"
+        if self._base.stateless:
+            return self._base.sample(logits, pos + 1)
+        sampler = self._reach(node, parent, token)
+        if sampler is None:
+            return None
+        drawn = sampler.sample(logits, pos + 1)
+        if node == self._awaited:
+            self.final(node)
+        return drawn
+
+    def final(self, node: int) -> None:
+        """`node` is final: forget all that does not descend from it. One that has not come yet is awaited."""
+        assert self._base is not None, "final() before begin()"
+        if self._base.stateless or node == self._root:
+            return
+        if node not in self._nodes:
+            self._awaited = node
+            return
+        for token in self._path(node):
+            self._base.accept(token)
+        kept = {node}
+        nodes = self._nodes
+        self._nodes = {}
+        for child, (parent, token) in nodes.items():
+            if parent in kept:
+                kept.add(child)
+                self._nodes[child] = (parent, token)
+        for tip in [t for t in self._tips if t not in kept]:
+            self._tips.pop(tip).close()
+        self._root, self._awaited = node, None
+
+    def close(self) -> None:
+        """End the turn and free its samplers."""
+        for sampler in (self._base, *self._tips.values()):
+            if sampler is not None:
+                sampler.close()
+        self._base, self._root, self._awaited = None, 0, None
+        self._nodes, self._tips = {}, {}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Nodes below the last final one, and samplers held for them."""
+        return len(self._nodes), len(self._tips)
+
+    def _reach(self, node: int, parent: int, token: int) -> Sampler | None:
+        """The sampler that stands behind `node`, or None for a dead one."""
+        if node == self._root:
+            return self._base
+        if node in self._nodes:
+            return self._tips.get(node) or self._rebuilt(node)
+        if parent != self._root and parent not in self._nodes:
+            return None
+        sampler = self._tips.pop(parent, None) or self._rebuilt(parent)
+        alive = sampler.accept(token)
+        if alive:
+            self._nodes[node] = (parent, token)
+        self._tips[node if alive else parent] = sampler
+        return sampler if alive else None
+
+    def _rebuilt(self, node: int) -> Sampler:
+        """A clone of the last final state, moved along the path to `node`."""
+        assert self._base is not None
+        sampler = self._base.clone()
+        for token in self._path(node):
+            sampler.accept(token)
+        return sampler
+
+    def _path(self, node: int) -> list[int]:
+        """The tokens from below the root to `node`."""
+        tokens = []
+        while node != self._root:
+            node, token = self._nodes[node]
+            tokens.append(token)
+        return tokens[::-1]

@@ -1,0 +1,56 @@
+"""The text of a vocabulary's tokens, ordered by which starts with which."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer_cpp.llama.library import lib
+
+
+class Pieces:
+    """What a grammar needs to know of a vocabulary. Tables are made on first use, once."""
+
+    def __init__(self, vocab: Any, n_vocab: int) -> None:
+        self.vocab, self.n_vocab = vocab, n_vocab
+
+    @cached_property
+    def eog(self) -> NDArray[np.int32]:
+        """Tokens that end a generation."""
+        is_eog, vocab = lib.llama_vocab_is_eog, self.vocab
+        return np.array([t for t in range(self.n_vocab) if is_eog(vocab, t)], np.int32)
+
+    @cached_property
+    def generations(self) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """All tokens with text but those of `eog`, each once, as (ids, parents), parents first.
+
+        A parent is the longest other token that the token starts with; -1 in the first generation.
+        """
+        ends = set(self.eog.tolist())
+        text = {t: piece for t in range(self.n_vocab) if t not in ends and (piece := self._piece(t))}
+        by_text = {piece: t for t, piece in text.items()}
+        depth: dict[int, int] = {-1: -1}
+        found: list[tuple[list[int], list[int]]] = []
+        for token in sorted(text, key=lambda t: len(text[t])):
+            piece = text[token]
+            prefixes = (by_text[piece[:n]] for n in range(len(piece) - 1, 0, -1) if piece[:n] in by_text)
+            parent = next(prefixes, -1)
+            depth[token] = depth[parent] + 1
+            if depth[token] == len(found):
+                found.append(([], []))
+            found[depth[token]][0].append(token)
+            found[depth[token]][1].append(parent)
+        return [(np.array(ids, np.int32), np.array(parents, np.int32)) for ids, parents in found]
+
+    def _piece(self, token: int) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n: int = lib.llama_token_to_piece(self.vocab, token, buffer, size, 0, True)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n

@@ -1,0 +1,253 @@
+"""One sampler: logits in, a token out, by llama.cpp's own chain and a keyed draw."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.llama.grammar import Grammar, grammar_text
+from pipeinfer_cpp.llama.gumbel import gumbel
+from pipeinfer_cpp.llama.library import lib
+from pipeinfer_cpp.llama.native import Candidates, Native
+from pipeinfer_cpp.llama.pieces import Pieces
+from pipeinfer_cpp.llama.top import above, top_superset
+from pipeinfer_cpp.sampling import Sampling
+
+_HEAD = 64  # how many of the best are shown to a grammar before the whole vocabulary is
+
+
+class Draw(NamedTuple):
+    """What a sampler drew.
+
+    `logprob` is the log softmax of the raw logits at the token; `prob` the token's probability under
+    the sampler's final distribution (greedy: the softmax of the raw logits). `second` is the
+    runner-up of the draw, with its probability: -1 and 0.0 where nothing else was left. When a
+    grammar and the logits leave no token at all, the token is the vocabulary's end, with `prob` 0.
+    """
+
+    token: int
+    logprob: float
+    prob: float
+    second: int
+    second_prob: float
+
+
+class _Shared:
+    """What clones of a sampler have in common: settings, filters without state, scratch space."""
+
+    def __init__(self, vocab: Any, n_vocab: int, sampling: Sampling, pieces: Pieces | None) -> None:
+        self.n_vocab, self.sampling = n_vocab, sampling
+        self.pieces = pieces or Pieces(vocab, n_vocab)
+        self.candidates = Candidates(n_vocab)
+        self.raw, self.scratch = np.empty(n_vocab, np.float32), np.empty(n_vocab, np.float32)
+        bias = sampling.logit_bias
+        for token, amount in bias.items():
+            if not 0 <= token < n_vocab:
+                raise UserError(f"--logit-bias names token {token}, but the vocabulary has {n_vocab} tokens.")
+            if math.isnan(amount) or amount == math.inf:
+                raise UserError(f"--logit-bias for token {token} must be a number, or -inf to forbid it.")
+        self.bans = -math.inf in bias.values()
+        self.biased = list(bias)
+        self.filters: Native | None = None
+        if not sampling.greedy:
+            s, parts = sampling, []
+            if s.top_k > 0:
+                parts.append(lib.llama_sampler_init_top_k(s.top_k))
+            if s.typical_p < 1.0:
+                parts.append(lib.llama_sampler_init_typical(s.typical_p, 1))
+            if s.top_p < 1.0:
+                parts.append(lib.llama_sampler_init_top_p(s.top_p, 1))
+            if s.min_p > 0.0:
+                parts.append(lib.llama_sampler_init_min_p(s.min_p, 1))
+            parts.append(lib.llama_sampler_init_temp(s.temp))
+            self.filters = Native.chain(*parts)
+
+    def adjuster(self) -> Native | None:
+        """Logit bias and penalties, or None when there are none."""
+        s, parts = self.sampling, []
+        if s.logit_bias:
+            pairs = (lib.llama_logit_bias(token, amount) for token, amount in s.logit_bias.items())
+            bias = (lib.llama_logit_bias * len(s.logit_bias))(*pairs)
+            parts.append(lib.llama_sampler_init_logit_bias(self.n_vocab, len(bias), bias))
+        if s.penalises:
+            parts.append(
+                lib.llama_sampler_init_penalties(
+                    self.n_vocab, s.repeat_last_n, s.repeat_penalty, s.frequency_penalty, s.presence_penalty
+                )
+            )
+        return Native.chain(*parts) if parts else None
+
+
+class Sampler:
+    """llama.cpp's chain in its default order (logit bias, penalties, grammar, top-k, typical, top-p,
+    min-p, temperature), then a Gumbel-max draw among the survivors, or the best when `temp` <= 0.
+
+    `vocab` is llama.cpp's pointer and must outlive the sampler; `pieces` may be shared by samplers
+    of one vocabulary. Raises UserError for settings out of range or an invalid grammar. A sampler
+    and its clones share scratch space: one thread at a time.
+    """
+
+    def __init__(self, vocab: Any, n_vocab: int, sampling: Sampling, *, pieces: Pieces | None = None) -> None:
+        sampling.check()
+        text = grammar_text(sampling)
+        self._shared = shared = _Shared(vocab, n_vocab, sampling, pieces)
+        self._grammar = Grammar(shared.pieces, shared.candidates, text) if text is not None else None
+        self._adjuster = shared.adjuster()
+        self._recent: deque[int] = deque(maxlen=sampling.repeat_last_n if sampling.penalises else 0)
+        self._touched: NDArray[np.int32] | None = None
+
+    @property
+    def stateless(self) -> bool:
+        """True when a draw depends on the logits and the position alone (no penalties, no grammar)."""
+        return self._grammar is None and not self._shared.sampling.penalises
+
+    def feed_prompt(self, tokens: Iterable[int]) -> None:
+        """Let the penalties see `tokens`. The grammar starts behind them."""
+        if self._shared.sampling.penalises:
+            for token in list(tokens)[-self._shared.sampling.repeat_last_n :]:
+                self._penalise(token)
+
+    def accept(self, token: int) -> bool:
+        """Go on by `token`. False, and no change at all, when the grammar forbids it."""
+        if self._grammar is not None and not self._grammar.accept(token):
+            return False
+        if self._shared.sampling.penalises:
+            self._penalise(token)
+        return True
+
+    def sample(self, logits: NDArray[np.float32], pos: int) -> Draw:
+        """Draw the token for position `pos` from `logits` (`float32[n_vocab]`, left as they are)."""
+        shared = self._shared
+        np.subtract(logits, best := logits.max(), out=shared.scratch)
+        np.exp(shared.scratch, out=shared.scratch)
+        log_total = float(best) + math.log(float(shared.scratch.sum()))
+        x = self._adjusted(logits)
+        if shared.sampling.greedy:
+            return self._best(logits, x, log_total)
+        return self._drawn(logits, x, log_total, pos)
+
+    def distribution(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """What `sample` draws from when `temp` > 0: token ids and their probabilities, both empty where
+        nothing is allowed."""
+        left, scaled = self._survivors(self._adjusted(logits))
+        return left.copy(), _softmax(scaled)
+
+    def clone(self) -> Sampler:
+        """The same sampler at the same point, to go on by itself."""
+        other = object.__new__(Sampler)
+        other._shared, other._recent, other._touched = self._shared, self._recent.copy(), self._touched
+        other._grammar = self._grammar.clone() if self._grammar is not None else None
+        penalises = self._shared.sampling.penalises
+        other._adjuster = self._adjuster.clone() if self._adjuster is not None and penalises else self._adjuster
+        return other
+
+    def close(self) -> None:
+        """Free what llama.cpp holds for this sampler alone; the shared filters go with the last clone."""
+        if self._grammar is not None:
+            self._grammar.close()
+        if self._adjuster is not None and self._shared.sampling.penalises:
+            self._adjuster.close()
+
+    def _penalise(self, token: int) -> None:
+        assert self._adjuster is not None
+        self._adjuster.accept(token)
+        self._recent.append(token)
+        self._touched = None
+
+    def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits after bias and penalties: llama.cpp works on the few tokens that they concern."""
+        if self._adjuster is None:
+            return logits
+        if self._touched is None:
+            self._touched = np.array(sorted({*self._recent, *self._shared.biased}), np.int32)
+        shared = self._shared
+        np.copyto(shared.raw, logits)
+        shared.candidates.fill(self._touched, logits[self._touched])
+        shared.candidates.apply(self._adjuster)
+        shared.raw[shared.candidates.ids] = shared.candidates.logits
+        return shared.raw
+
+    def _best(self, logits: NDArray[np.float32], x: NDArray[np.float32], log_total: float) -> Draw:
+        if self._grammar is None:
+            token = int(x.argmax())
+            np.copyto(self._shared.scratch, x)
+            self._shared.scratch[token] = -math.inf
+            ranked = [token, int(self._shared.scratch.argmax())]
+        else:
+            head = top_superset(x, 8)
+            ids = self._grammar.allowed(head)
+            if not len(ids) and len(head) < len(x):
+                ids = self._grammar.all_allowed()
+            ranked = ids[np.argsort(-x[ids], kind="stable")[:2]].tolist()
+        ranked = [t for t in ranked if x[t] > -math.inf]
+        logprobs = [float(logits[t]) - log_total for t in ranked]
+        if not ranked:
+            return self._end(logits, log_total)
+        second = (ranked[1], math.exp(logprobs[1])) if len(ranked) > 1 else (-1, 0.0)
+        return Draw(ranked[0], logprobs[0], math.exp(logprobs[0]), *second)
+
+    def _drawn(self, logits: NDArray[np.float32], x: NDArray[np.float32], log_total: float, pos: int) -> Draw:
+        left, scaled = self._survivors(x)
+        if not len(left):
+            return self._end(logits, log_total)
+        weight = _softmax(scaled)
+        noisy = scaled + gumbel(self._shared.sampling.seed, pos, left)
+        i = int(noisy.argmax())
+        token, prob, second, second_prob = int(left[i]), float(weight[i]), -1, 0.0
+        if len(left) > 1:
+            noisy[i] = -math.inf
+            j = int(noisy.argmax())
+            second, second_prob = int(left[j]), float(weight[j])
+        return Draw(token, float(logits[token]) - log_total, prob, second, second_prob)
+
+    def _survivors(self, x: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Ids that the grammar and the filters leave of adjusted logits, and their logits over `temp`."""
+        shared, s = self._shared, self._shared.sampling
+        assert shared.filters is not None
+        ids: NDArray[Any] | None = None
+        if self._grammar is not None:
+            ids = self._allowed(self._grammar, x)
+        elif s.top_k > 0:
+            ids = top_superset(x, s.top_k)
+        if s.typical_p < 1.0:  # llama.cpp's typical computes 0 * log 0 below that
+            ids = above(x, ids, float(x.max() if ids is None else x[ids].max(initial=-math.inf)) - 87.0)
+        elif shared.bans:
+            ids = above(x, ids, -math.inf)
+        if ids is not None and not len(ids):
+            return np.empty(0, np.int32), np.empty(0)
+        shared.candidates.fill(ids, x if ids is None else x[ids])
+        shared.candidates.apply(shared.filters)
+        return shared.candidates.ids, shared.candidates.logits.astype(np.float64)
+
+    def _allowed(self, grammar: Grammar, x: NDArray[np.float32]) -> NDArray[Any]:
+        """What the grammar leaves: all of it, or enough of the best that top-k cannot see more."""
+        top_k = self._shared.sampling.top_k
+        if top_k > 0:
+            ids = grammar.allowed(head := top_superset(x, max(_HEAD, top_k)))
+            if len(ids) >= top_k or len(head) == len(x):
+                return ids
+        return grammar.all_allowed()
+
+    def _end(self, logits: NDArray[np.float32], log_total: float) -> Draw:
+        """The draw where nothing is allowed: the text ends."""
+        eog = self._shared.pieces.eog
+        if not len(eog):
+            raise PipeInferError("The grammar allows no token here, and the vocabulary has none that ends the text.")
+        token = int(eog[logits[eog].argmax()])
+        return Draw(token, float(logits[token]) - log_total, 0.0, -1, 0.0)
+
+
+def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    weight = np.exp(x - x.max(initial=-math.inf))
+    return weight / weight.sum()
+
+
+def draft_sampler(vocab: Any, n_vocab: int, sampling: Sampling) -> Sampler:
+    """The sampler for a draft model: the same settings and the same noise, without the grammar."""
+    return Sampler(vocab, n_vocab, sampling.for_draft(n_vocab))

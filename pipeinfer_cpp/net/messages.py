@@ -1,0 +1,262 @@
+"""Every message between the processes, one struct each; the type's name is its tag.
+
+Changing any of them is a new PROTOCOL. Hidden states travel as a second frame behind a RunHeader,
+`float32[rows, n_embd]`, little-endian.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pipeinfer_cpp.engine.run import Row
+from pipeinfer_cpp.engine.sequences import Op
+from pipeinfer_cpp.sampling import Sampling
+
+PROTOCOL = 1
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Base of all messages."""
+
+
+# ------------------------------------------------------------------------------ both directions
+
+
+class Hello(Message, frozen=True):
+    """The first message to a worker. `role` is `coordinator`, or `stage` for the stage before it."""
+
+    protocol: int
+    package: str
+    llama: str
+    role: str
+    session: str
+
+
+class Welcome(Message, frozen=True):
+    """The worker's answer: what it is."""
+
+    protocol: int
+    package: str
+    llama: str
+    pid: int
+    cpus: int
+
+
+class Refuse(Message, frozen=True):
+    """The worker's other answer: one sentence. `user` says that the mistake is the user's."""
+
+    reason: str
+    user: bool = True
+
+
+class Ping(Message, frozen=True):
+    """Are you there? A worker answers from a thread that does not compute."""
+
+    sent: float
+
+
+class Pong(Message, frozen=True):
+    """`sent` as it came, and the worker's own clock (seconds, its monotonic clock)."""
+
+    sent: float
+    clock: float
+
+
+class Bye(Message, frozen=True):
+    """The session is over."""
+
+
+# ----------------------------------------------------------------------- coordinator to a worker
+
+
+class ContextOptions(msgspec.Struct, frozen=True):
+    """How llama.cpp contexts are made. n_ctx counts cells; kv_type is `auto` or a KV type's name."""
+
+    n_ctx: int
+    n_seq: int
+    chunk: int = 64
+    kv_type: str = "auto"
+    flash_attn: bool = True
+    threads: int = 1
+    gpu_layers: int = 0
+
+
+class ModelRef(msgspec.Struct, frozen=True):
+    """A GGUF by content: another machine looks for its own copy of it."""
+
+    path: str
+    sha256: str
+    pair: str | None = None
+
+
+class Stretch(msgspec.Struct, frozen=True):
+    """Makes each decode last at least `first` + (rows - 1) x `further` seconds: a slow machine to study."""
+
+    first: float
+    further: float = 0.0
+
+
+class LoadSlice(Message, frozen=True):
+    """Load layers [first, end) of the model and get ready. `following` is the next stage's address."""
+
+    model: ModelRef
+    index: int
+    n_stages: int
+    first: int
+    end: int
+    options: ContextOptions
+    exact: bool
+    following: str | None = None
+    stretch: Stretch | None = None
+    max_rows: int = 16
+
+
+class LoadDraft(Message, frozen=True):
+    """Load the draft model."""
+
+    path: str
+    options: ContextOptions
+    eog: tuple[int, ...]
+    stretch: Stretch | None = None
+
+
+class TurnStart(msgspec.Struct, frozen=True):
+    """What the sampler needs to begin a turn; rides on the turn's first run header."""
+
+    sampling: Sampling
+    prompt: tuple[int, ...]
+    """The prompt's last tokens: as many as the penalties look at."""
+
+
+class RunHeader(Message, frozen=True):
+    """A run on its way through the stages. A dead one is only this header."""
+
+    id: int
+    kind: str
+    ops: tuple[Op, ...]
+    rows: tuple[Row, ...]
+    final: int
+    turn: TurnStart | None = None
+    dead: bool = False
+    memory: dict[str, float] = {}
+    """On an `end` header: resident megabytes by stage, added as it passes."""
+
+
+class Cancel(Message, frozen=True):
+    """These runs are dead. Overtakes them."""
+
+    runs: tuple[int, ...]
+
+
+class DraftTurn(Message, frozen=True):
+    """A turn begins; the draft draws with the same noise as the target."""
+
+    sampling: Sampling
+
+
+class DraftReset(Message, frozen=True):
+    """See engine.events.DraftReset."""
+
+    path: int
+    keep: int
+    tokens: tuple[int, ...]
+
+
+class DraftFork(Message, frozen=True):
+    """See engine.events.DraftFork."""
+
+    path: int
+    of: int
+    keep: int
+    token: int
+
+
+class DraftDrop(Message, frozen=True):
+    """See engine.events.DraftDrop."""
+
+    paths: tuple[int, ...]
+
+
+class DraftRoom(Message, frozen=True):
+    """See engine.events.DraftRoom."""
+
+    pos: int
+
+
+# ----------------------------------------------------------------------- a worker to the coordinator
+
+
+class Progress(Message, frozen=True):
+    """Something long is going on: `done` of `total` (any unit)."""
+
+    what: str
+    done: int
+    total: int
+
+
+class Loaded(Message, frozen=True):
+    """Ready to work. `curve`: seconds by number of rows. `safe_width`: the widest run that gives the bits
+    of single rows (1 where it was not tested). `cells`: KV cells of the context."""
+
+    curve: dict[int, float]
+    safe_width: int
+    kv_type: str
+    memory_mb: float
+
+
+class StageReady(Message, frozen=True):
+    """A stage passed a run on. `outcome`: `done`, `skipped` or `aborted`; times on its own clock."""
+
+    stage: int
+    run: int
+    outcome: str
+    began: float
+    ended: float
+    bytes_out: int
+
+
+class RunBack(Message, frozen=True):
+    """From the last stage: token and log-probability for each row that wanted a draw."""
+
+    run: int
+    dead: bool
+    draws: tuple[tuple[int, float], ...]
+    memory: dict[str, float] = {}
+
+
+class Drafted(Message, frozen=True):
+    """See engine.events.Drafted; `began`, `ended` on the worker's clock."""
+
+    path: int
+    pos: int
+    token: int
+    prob: float
+    second: int
+    second_prob: float
+    began: float
+    ended: float
+    memory_mb: float = 0.0
+
+
+class Failed(Message, frozen=True):
+    """The worker cannot go on: one sentence."""
+
+    reason: str
+    user: bool = False
+
+
+ToWorker = (
+    Hello
+    | Ping
+    | Bye
+    | LoadSlice
+    | LoadDraft
+    | RunHeader
+    | Cancel
+    | DraftTurn
+    | DraftReset
+    | DraftFork
+    | DraftDrop
+    | DraftRoom
+)
+ToCoordinator = Welcome | Refuse | Pong | Progress | Loaded | StageReady | RunBack | Drafted | Failed

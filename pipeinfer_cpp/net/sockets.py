@@ -1,0 +1,186 @@
+"""The only place with ZeroMQ: a worker listens on one socket, everyone else connects to it.
+
+One listening socket a worker carries everything (runs, cancellations, answers), so a machine needs one
+open port and the coordinator none. Cancellations overtake runs because a worker's I/O thread takes
+messages in while another thread computes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.net.messages import Message
+
+T = TypeVar("T")
+
+HEARTBEAT_MS = 500
+SILENCE_MS = 1900
+"""A peer that is silent for this long is gone (ZeroMQ answers heartbeats, also while Python computes)."""
+
+
+def _prepare(socket: zmq.Socket[bytes]) -> None:
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL, 20)
+
+
+def check_address(address: str) -> None:
+    """Raise UserError unless the address is tcp://host:port or a short enough ipc:// path."""
+    kind, _, rest = address.partition("://")
+    host, _, port = rest.rpartition(":")
+    if kind == "tcp" and host and port.isdigit() and 0 < int(port) < 65536:
+        return
+    if kind == "ipc" and rest and len(rest.encode()) <= 100:
+        return
+    raise UserError(f"{address!r} is not an address: write tcp://HOST:PORT (or ipc:///PATH of at most 100 bytes).")
+
+
+class Link(Generic[T]):
+    """A connection to a worker's socket. Messages in the order they were sent; nothing blocks."""
+
+    def __init__(self, context: zmq.Context[Any], address: str, kind: Any) -> None:
+        self.address = address
+        self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        _prepare(self._socket)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(kind)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise UserError(f"{address} is not an address that can be reached: {error.strerror}.") from error
+
+    def send(self, message: Message, payload: Any = None) -> int:
+        """Queue a message. Returns its bytes."""
+        head = self._encode(message)
+        if payload is None:
+            self._socket.send(head)
+            return len(head)
+        self._socket.send(head, zmq.SNDMORE)
+        self._socket.send(payload, copy=len(payload) < 65536)
+        return len(head) + (payload.nbytes if isinstance(payload, memoryview) else len(payload))
+
+    def receive(self, timeout: float = 0.0) -> T | None:
+        """The next message, or None after `timeout` seconds."""
+        if not self._socket.poll(int(timeout * 1000)):
+            return None
+        try:
+            message: T = self._decode.decode(self._socket.recv())
+        except msgspec.MsgspecError as error:
+            raise PipeInferError(f"{self.address} does not speak this protocol: {error}.") from error
+        return message
+
+    def broken(self) -> bool:
+        """True when the peer went away since the last call."""
+        gone = False
+        while self._monitor.poll(0):
+            gone = recv_monitor_message(self._monitor)["event"] == zmq.EVENT_DISCONNECTED or gone
+        return gone
+
+    def close(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(0)
+
+
+class Server(Generic[T]):
+    """A worker's listening socket. A peer is known by the bytes that came with its message."""
+
+    def __init__(self, context: zmq.Context[Any], address: str, kind: Any) -> None:
+        self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        _prepare(self._socket)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(kind)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self._socket.close(0)
+            what = "is in use" if error.errno == zmq.EADDRINUSE else f"cannot be used: {error.strerror}"
+            raise UserError(f"{address} {what}: choose another address with --listen.") from error
+
+    def receive(self) -> tuple[bytes, T | None, memoryview | None]:
+        """A waiting message: peer, message (None where it is no valid one), payload."""
+        frames = self._socket.recv_multipart(copy=False)
+        peer = frames[0].bytes
+        try:
+            message: T | None = self._decode.decode(frames[1].buffer)
+        except (msgspec.MsgspecError, IndexError):
+            message = None
+        return peer, message, frames[2].buffer if len(frames) > 2 else None
+
+    def send(self, peer: bytes, message: Message) -> None:
+        """To a peer; nothing happens when it is gone."""
+        self._socket.send_multipart([peer, self._encode(message)])
+
+    def close(self) -> None:
+        self._socket.close(0)
+
+
+class Wakeup:
+    """Wakes a loop that waits on sockets, from any one other thread at a time."""
+
+    def __init__(self, context: zmq.Context[Any], name: str) -> None:
+        self._pull: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+        self._pull.bind(f"inproc://{name}")
+        self._push: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+        self._push.connect(f"inproc://{name}")
+
+    def __call__(self) -> None:
+        self._push.send(b"")
+
+    def drain(self) -> None:
+        while self._pull.poll(0):
+            self._pull.recv()
+
+    def close(self) -> None:
+        self._push.close(0)
+        self._pull.close(0)
+
+
+class Selector:
+    """Waits for any of several links, servers and wakeups."""
+
+    def __init__(self, members: Sequence[Any]) -> None:
+        self._poller = zmq.Poller()
+        self._members: dict[Any, Any] = {}
+        for member in members:
+            socket = member._pull if isinstance(member, Wakeup) else member._socket
+            self._poller.register(socket, zmq.POLLIN)
+            self._members[socket] = member
+
+    def wait(self, seconds: float) -> list[Any]:
+        """Members with something to receive; empty after `seconds` (rounded down to milliseconds)."""
+        return [self._members[socket] for socket, _ in self._poller.poll(max(0, int(seconds * 1000)))]
+
+
+class Network:
+    """A ZeroMQ context, closed with everything in it."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[Any] = zmq.Context(io_threads=1)
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.context.destroy(linger=0)
+
+
+def clock() -> float:
+    """Seconds on this machine's monotonic clock, the same for all its processes."""
+    return time.monotonic()

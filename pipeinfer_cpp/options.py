@@ -1,0 +1,90 @@
+"""Everything a pipeline can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
+from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.net.messages import Stretch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """None means: decide for me.
+
+    pair, or target (and draft): which models; models: a further models.toml. stages: how many processes
+    to start here, or the addresses of stages that run already. split: shares of the layers; layers: the
+    ranges themselves, "0-9,10-19". threads: of each process. ctx: positions a conversation can have.
+    stretch: makes each stage (one for all, or one each) as slow as given; draft_stretch: the draft.
+    The speculation settings left None come from the pair's entry in models.toml, then from
+    `engine.Settings`.
+    """
+
+    pair: str | None = None
+    target: str | Path | None = None
+    draft: str | Path | None = None
+    models: str | Path | None = None
+    stages: int | Sequence[str] = 2
+    split: Sequence[float] | None = None
+    layers: str | None = None
+    threads: int | None = None
+    mode: str | None = None
+    ctx: int | None = None
+    kv_type: str = "auto"
+    flash_attn: bool = True
+    gpu_layers: int = 0
+    exact: bool | None = None
+    chunk: int = 64
+    branches: int | None = None
+    cutoff: float | None = None
+    recovery: float | None = None
+    decay: float | None = None
+    split_threshold: float | None = None
+    draft_max: int | None = None
+    max_ahead: int | None = None
+    max_rows: int | None = None
+    ablate: Sequence[str] = ()
+    stretch: Stretch | Sequence[Stretch] | None = None
+    draft_stretch: Stretch | None = None
+    trace: bool = False
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot be."""
+        n = self.n_stages
+        rules = [
+            (self.pair is None or self.target is None, "Give --pair or --target, not both."),
+            (n >= 1, "--stages must be at least 1."),
+            (self.mode is None or self.mode in MODES, f"--mode must be one of {', '.join(MODES)}."),
+            (self.split is None or self.layers is None, "Give --split or --layers, not both."),
+            (self.threads is None or self.threads >= 1, "--threads must be at least 1."),
+            (self.ctx is None or self.ctx >= 16, "--ctx-size must be at least 16."),
+            (self.branches is None or 1 <= self.branches <= 16, "--branches must be between 1 and 16."),
+            (self.cutoff is None or 0.0 <= self.cutoff <= 1.0, "--cutoff must be between 0 and 1."),
+            (self.draft_max is None or 1 <= self.draft_max <= 63, "--draft-max must be between 1 and 63."),
+            (self.max_rows is None or 1 <= self.max_rows <= self.chunk, f"max_rows must be 1 to {self.chunk}."),
+            (8 <= self.chunk <= 512, "--chunk must be between 8 and 512."),
+            (
+                not (self.exact and (self.branches or 1) > 1),
+                "--exact needs --branches 1: side branches change the order of KV cells and so the last bits.",
+            ),
+        ]
+        for holds, sentence in rules:
+            if not holds:
+                raise UserError(sentence)
+        for name in self.ablate:
+            if name not in TECHNIQUES:
+                raise UserError(f"--ablate {name!r} is not one of {', '.join(TECHNIQUES)}.")
+        if not isinstance(self.stretch, Stretch | None) and len(self.stretch) != n:
+            raise UserError(f"--stretch names {len(self.stretch)} stages, but there are {n}.")
+
+    @property
+    def n_stages(self) -> int:
+        return self.stages if isinstance(self.stages, int) else len(self.stages)
+
+    def stretch_of(self, stage: int) -> Stretch | None:
+        if self.stretch is None or isinstance(self.stretch, Stretch):
+            return self.stretch
+        return self.stretch[stage]

@@ -1,0 +1,232 @@
+"""The public API: a pipeline of llama.cpp processes that generates.
+
+    with Pipeline.local(pair="demo", stages=2) as p:
+        for token in p.generate("Once upon a time"):
+            print(token.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeinfer_cpp.cluster.driver import Driver, Turn
+from pipeinfer_cpp.cluster.launch import Process, SocketDir
+from pipeinfer_cpp.cluster.plan import Plan, make_plan
+from pipeinfer_cpp.cluster.session import Peer, load
+from pipeinfer_cpp.engine import CostCurve, Settings
+from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.llama.vocabulary import Vocabulary
+from pipeinfer_cpp.net.sockets import Network
+from pipeinfer_cpp.options import Options
+from pipeinfer_cpp.results import Result, Token
+from pipeinfer_cpp.sampling import Sampling
+
+Report = Callable[[str, str, int, int], None]
+LOCAL_S, REMOTE_S = 30.0, 5.0
+"""Seconds that a worker has for its first answer, here and on another machine."""
+
+
+class Generation:
+    """One generation: iterate over its tokens; `result` is there at the end.
+
+    Leaving the loop early, `cancel()` or an exception ends the generation and keeps the conversation.
+    """
+
+    def __init__(self, driver: Driver, turn: Turn) -> None:
+        self._driver, self._turn = driver, turn
+        self.result: Result | None = None
+
+    def __iter__(self) -> Iterator[Token]:
+        try:
+            while self.result is None:
+                item = self._turn.out.get()
+                if isinstance(item, Token):
+                    yield item
+                else:
+                    self._end(item)
+        finally:
+            if self.result is None:
+                self.cancel()
+
+    def cancel(self) -> None:
+        """End it now; returns when every stage has dropped it."""
+        if self.result is None and self._driver.failure is None:
+            self._driver.cancel(self._turn)
+            self.wait()
+
+    def wait(self) -> Result:
+        """Let it run to its end."""
+        while self.result is None:
+            item = self._turn.out.get()
+            if not isinstance(item, Token):
+                self._end(item)
+        return self.result
+
+    def _end(self, item: Result | BaseException) -> None:
+        if isinstance(item, Result):
+            self.result = item
+        else:
+            raise item
+
+
+class Pipeline:
+    """Stages, a draft worker where there is one, and the coordinator. Close it, or use `with`."""
+
+    def __init__(self, options: Options, report: Report | None = None) -> None:
+        options.check()
+        self._resources = contextlib.ExitStack()
+        self._finalizer = weakref.finalize(self, self._resources.close)
+        try:
+            self._open(options, report)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def local(cls, pair: str | None = None, *, report: Report | None = None, **options: Any) -> Pipeline:
+        """Start the stages on this machine (or use those at the addresses in `stages`). See Options."""
+        return cls(Options(pair=pair, **options), report)
+
+    def _open(self, options: Options, report: Report | None) -> None:
+        self.plan: Plan = make_plan(options, report)
+        plan = self.plan
+        self.vocabulary = Vocabulary(plan.target.path)
+        self._resources.callback(self.vocabulary.close)
+        network = Network()
+        self._resources.callback(network.close)
+        folder = SocketDir()
+        self._resources.callback(folder.remove)
+        session = secrets.token_hex(8)
+        stages = [self._start(network, folder, i, address) for i, address in enumerate(plan.addresses)]
+        draft = self._start(network, folder, None, None) if plan.draft else None
+        peers = [*stages, *([draft] if draft else [])]
+        for peer in peers:
+            peer.greet(session, REMOTE_S if peer.remote else LOCAL_S)
+        orders = plan.orders([peer.address for peer in stages], self.vocabulary.eog)
+        loaded = load(peers, orders, report)[: len(stages)]
+        self.exact = plan.exact
+        self.kv_type = loaded[0].kv_type
+        safe = min(m.safe_width for m in loaded) if plan.exact else plan.settings.max_rows
+        self.settings = replace(
+            plan.settings, max_rows=min(safe, plan.settings.max_rows), eog=self.vocabulary.eog
+        )
+        self.last: Result | None = None
+        self.driver = Driver(
+            network,
+            stages,
+            draft,
+            [CostCurve(m.curve) for m in loaded],
+            self.settings,
+            piece=self.vocabulary.piece,
+            exact=plan.exact,
+            trace=options.trace,
+        )
+        self._resources.callback(self.driver.close)
+
+    def _start(self, network: Network, folder: SocketDir, index: int | None, address: str | None) -> Peer:
+        plan = self.plan
+        if index is None:
+            name, role, socket = "The draft worker", "draft", "draft"
+        else:
+            first, end = plan.ranges[index]
+            name, role, socket = f"Stage {index} (layers {first}-{end - 1})", "stage", f"s{index}"
+        process = None
+        if address is None:
+            address = folder.address(socket)
+            process = Process(role, address, folder.path / f"{socket}.log", plan.threads, plan.crowded)
+            self._resources.callback(lambda: process.stop(time.monotonic() + 1.0))
+        peer = Peer(network, name, address, process)
+        self._resources.callback(peer.close)
+        return peer
+
+    # ------------------------------------------------------------------------------------- using it
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """Begin a generation behind the prompt: text, or token ids as they are.
+
+        What the stages still hold of an earlier prompt with the same beginning is not computed again.
+        Raises UserError for a prompt that does not fit the context.
+        """
+        sampling = sampling or Sampling()
+        sampling.check()
+        tokens = self.vocabulary.tokenize(prompt, begin=True) if isinstance(prompt, str) else list(prompt)
+        if not tokens:
+            raise UserError("The prompt is empty: give it at least one token.")
+        if max_tokens < 1:
+            raise UserError("--max-tokens must be at least 1.")
+        if len(tokens) >= self.settings.n_ctx:
+            raise UserError(
+                f"The prompt has {len(tokens)} tokens and the context {self.settings.n_ctx}: "
+                "shorten it or raise --ctx-size."
+            )
+        if not all(0 <= t < self.vocabulary.size for t in tokens):
+            raise UserError(f"The prompt has token ids outside of the vocabulary (0 to {self.vocabulary.size - 1}).")
+        self.check_grammar(sampling)
+        if self.driver.failure is not None:
+            raise PipeInferError(f"This pipeline has ended: {self.driver.failure}")
+        turn = Turn(tuple(tokens), max_tokens, sampling, tuple(stop))
+        generation = _Remembered(self, turn)
+        self.driver.begin(turn)
+        return generation
+
+    def check_grammar(self, sampling: Sampling) -> None:
+        """Raise UserError for an invalid grammar here, before any stage sees it."""
+        if sampling.grammar is not None or sampling.json_schema is not None:
+            from pipeinfer_cpp.llama.sampler import Sampler
+
+            Sampler(self.vocabulary.pointer, self.vocabulary.size, sampling).close()
+
+    def configure(self, **changes: Any) -> None:
+        """Change engine settings (mode, draft_max, cutoff, ...) between generations."""
+        self.settings = replace(self.settings, **changes)
+        self.driver.configure(self.settings)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know about how this was set up."""
+        return self.plan.warnings
+
+    def write_trace(self, path: Path) -> None:
+        if self.driver.trace is None:
+            raise UserError("This pipeline was opened without trace=True.")
+        self.driver.trace.write(path)
+
+    def close(self) -> None:
+        """End all processes."""
+        self._finalizer()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class _Remembered(Generation):
+    """Leaves its result in `Pipeline.last`."""
+
+    def __init__(self, pipeline: Pipeline, turn: Turn) -> None:
+        super().__init__(pipeline.driver, turn)
+        self._pipeline = pipeline
+
+    def _end(self, item: Result | BaseException) -> None:
+        super()._end(item)
+        self._pipeline.last = self.result
+
+

@@ -1,0 +1,45 @@
+"""`python -m pipeinfer_cpp.workers stage|draft ADDRESS`: a process started by the coordinator."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.net.messages import ModelRef
+from pipeinfer_cpp.net.sockets import Network
+from pipeinfer_cpp.workers.lifeline import follow_parent
+
+
+def _given_slice(
+    model: ModelRef, first: int, end: int, n_stages: int, report: Callable[[str, int, int], None]
+) -> Path:
+    """On the coordinator's own machine the path is right."""
+    from pipeinfer_cpp.workers.resolve import slice_of
+
+    return slice_of(Path(model.path), first, end, n_stages, report)
+
+
+def main(role: str, address: str) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the coordinator's to handle
+    follow_parent()
+    network = Network()
+    try:
+        if role == "stage":
+            from pipeinfer_cpp.workers.stage import Stage
+
+            Stage(network, address, _given_slice, lambda text: None).serve()
+        else:
+            from pipeinfer_cpp.workers.draft import Draft
+
+            Draft(network, address).serve()
+    except PipeInferError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))

@@ -1,0 +1,57 @@
+"""Which file holds a stage's layers on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf import Source, cached_slice
+from pipeinfer_cpp.net.messages import ModelRef
+
+Report = Callable[[str, int, int], None]
+
+
+def slice_of(path: Path, first: int, end: int, n_stages: int, report: Report) -> Path:
+    """The model itself where one stage holds it whole, else a slice from the cache (cut now if it must be)."""
+    if n_stages == 1:
+        return path
+    source = Source.open(path)
+    return cached_slice(source, first, end, progress=lambda done, total: report("cutting the slice", done, total))
+
+
+def find_model(model: ModelRef, own: Path | None, models: Path | None, report: Report) -> Path:
+    """This machine's copy of the coordinator's model, by content.
+
+    Looked for in this order: the file given to this stage, the pair of that name in its models.toml,
+    the coordinator's own path. Raises UserError when none has the same hash.
+    """
+    tried = []
+    for path in _candidates(model, own, models):
+        if not path.exists():
+            tried.append(f"{path} (missing)")
+            continue
+        digest = Source.open(path).sha256(lambda done, total: report("hashing the model", done, total))
+        if digest == model.sha256:
+            return path
+        tried.append(f"{path} (another model: {digest[:12]})")
+    raise UserError(
+        f"This machine has no copy of {Path(model.path).name} ({model.sha256[:12]}): tried {', '.join(tried)}. "
+        "Copy the GGUF here and start the stage with --target FILE."
+    )
+
+
+def _candidates(model: ModelRef, own: Path | None, models: Path | None) -> list[Path]:
+    if own is not None:
+        return [own]
+    found = []
+    if model.pair is not None:
+        from pipeinfer_cpp.models import load_registry
+
+        try:
+            local = load_registry(models).pair(model.pair).target.local()
+        except UserError:
+            local = None
+        if local is not None:
+            found.append(local)
+    return [*found, Path(model.path)]

@@ -1,0 +1,157 @@
+"""What a stage does with a run: operations, decode, draws."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.llama.context import Aborted, SliceContext
+from pipeinfer_cpp.llama.paths import PathSamplers
+from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader
+from pipeinfer_cpp.workers.lifeline import resident_mb
+from pipeinfer_cpp.workers.probe import probe
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """`outcome`: `done`, `skipped` or `aborted`. Times in seconds of this machine's monotonic clock."""
+
+    outcome: str
+    began: float
+    ended: float
+    hidden: NDArray[np.float32] | None = None
+    draws: tuple[tuple[int, float], ...] = ()
+
+
+class SliceRunner:
+    """One slice with its context. `execute` is called by one thread, `cancel` by any."""
+
+    def __init__(self, load: LoadSlice, path: str, report: Report) -> None:
+        options = load.options
+        self.first, self.last = load.index == 0, load.index == load.n_stages - 1
+        self._stretch = load.stretch
+        kv_type, context = _open(load, path)
+        self._ctx = context
+        self._lock = threading.Lock()
+        self._dead: set[int] = set()
+        self._current = -1
+        self._cut_short = threading.Event()
+        self._samplers = PathSamplers(context.vocab, context.n_vocab) if self.last else None
+        setup = f"{kv_type}|{options.flash_attn}|{options.threads}|{options.gpu_layers}|{load.first}-{load.end}"
+        curve, safe = probe(context, load.model.sha256, setup, load.max_rows, load.exact, report)
+        if self._stretch:
+            curve = {w: max(s, self._stretched(w)) for w, s in curve.items()}
+        self.loaded = Loaded(curve, safe, kv_type, resident_mb())
+
+    def cancel(self, runs: tuple[int, ...]) -> None:
+        """Runs that are not here yet or wait will be skipped; the one under way is aborted."""
+        with self._lock:
+            self._dead.update(runs)
+            if self._current in self._dead:
+                self._ctx.abort.set()
+                self._cut_short.set()
+
+    def interrupt(self) -> None:
+        """Stop whatever is computed: the session is over."""
+        self._ctx.abort.set()
+        self._cut_short.set()
+
+    def execute(self, run: RunHeader, payload: memoryview | None) -> Result:
+        """Apply the operations, then decode unless the run is dead."""
+        began = time.monotonic()
+        for op in run.ops:
+            if op.kind == "rm":
+                self._ctx.seq_rm(op.seq, op.p0, op.p1)
+            else:
+                self._ctx.seq_cp(op.src, op.seq, op.p0, op.p1)
+        if run.turn is not None and self._samplers is not None:
+            self._samplers.begin(run.turn.sampling, run.turn.prompt)
+        with self._lock:
+            dead = run.dead or run.id in self._dead
+            self._dead = {r for r in self._dead if r > run.id}
+            if not dead and run.rows:
+                # Cleared together with taking the run: a late cancellation of the last one must not hit it.
+                self._ctx.abort.clear()
+                self._cut_short.clear()
+                self._current = run.id
+        if dead or not run.rows:
+            return Result("skipped", began, time.monotonic())
+        try:
+            return self._decode(run, payload, began)
+        except Aborted:
+            return Result("aborted", began, time.monotonic())
+        finally:
+            with self._lock:
+                self._current = -1
+
+    def close(self) -> None:
+        if self._samplers is not None:
+            self._samplers.close()
+        self._ctx.close()
+
+    def _decode(self, run: RunHeader, payload: memoryview | None, began: float) -> Result:
+        rows = run.rows
+        pos = np.array([r.pos for r in rows], np.int32)
+        seq = np.array([r.seq for r in rows], np.int32)
+        inputs: NDArray[Any]
+        if self.first:
+            inputs = np.array([r.token for r in rows], np.int32)
+        else:
+            if payload is None or payload.nbytes != 4 * len(rows) * self._ctx.n_embd:
+                raise UserError(f"Run {run.id} came without its hidden states: is the stage before it the same model?")
+            inputs = np.frombuffer(payload, np.float32).reshape(len(rows), self._ctx.n_embd)
+        wanted = np.array([r.draw for r in rows], np.int8) if self.last else None
+        out = self._ctx.decode(inputs, pos, seq, wanted)
+        if self._stretch:
+            left = began + self._stretched(len(rows)) - time.monotonic()
+            if left > 0 and self._cut_short.wait(left):
+                for s in set(seq.tolist()):
+                    self._ctx.seq_rm(s, int(pos[seq == s].min()), -1)
+                return Result("aborted", began, time.monotonic())
+        if self._samplers is None:
+            return Result("done", began, time.monotonic(), hidden=out)
+        draws = []
+        for row, logits in zip((r for r in rows if r.draw), out, strict=True):
+            draw = self._samplers.draw(row.node, row.parent, row.token, row.pos, logits)
+            draws.append((draw.token, draw.logprob) if draw is not None else (-1, 0.0))
+        self._samplers.final(run.final)
+        return Result("done", began, time.monotonic(), draws=tuple(draws))
+
+    def _stretched(self, width: int) -> float:
+        assert self._stretch is not None
+        return self._stretch.first + (width - 1) * self._stretch.further
+
+
+def _open(load: LoadSlice, path: str) -> tuple[str, SliceContext]:
+    """The context, with the KV type that was asked for; `auto` is q8_0 in exact mode where the heads allow it."""
+    options = load.options
+    wanted = [options.kv_type] if options.kv_type != "auto" else ["q8_0", "f16"] if load.exact else ["f16"]
+    error: UserError | None = None
+    for kv_type in wanted:
+        try:
+            return kv_type, SliceContext(
+                path,
+                first=load.index == 0,
+                last=load.index == load.n_stages - 1,
+                n_layer=load.end - load.first,
+                n_ctx=options.n_ctx,
+                n_seq_max=options.n_seq,
+                n_ubatch=options.chunk,
+                kv_type=kv_type,
+                flash_attn=options.flash_attn,
+                n_threads=options.threads,
+                n_gpu_layers=options.gpu_layers,
+            )
+        except UserError as failed:
+            error = failed
+    assert error is not None
+    raise error
