@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sampler_helpers import demo_vocab, logits_after
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.library import lib
@@ -16,11 +17,10 @@ from pipeinfer_cpp.llama.native import Native
 from pipeinfer_cpp.llama.sampler import Sampler, draft_sampler
 from pipeinfer_cpp.llama.top import top_superset
 from pipeinfer_cpp.sampling import Sampling
-from sampler_helpers import demo_vocab, logits_after
 
 PROMPT = [7, 300, 300, 12, 4096, 300, 12, 5]
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "temperature": {"temp": 1.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
     "cold": {"temp": 0.2, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
@@ -57,7 +57,8 @@ def llama_chain(sampling: Sampling, logits: NDArray[np.float32]) -> dict[int, fl
     )
     for token in PROMPT:
         chain.accept(token)
-    data = (lib.llama_token_data * n_vocab)(*((i, float(x), 0.0) for i, x in enumerate(logits) if x > -math.inf))
+    records: Any = (lib.llama_token_data(i, float(x), 0.0) for i, x in enumerate(logits))
+    data: Any = (lib.llama_token_data * n_vocab)(*records)
     array = lib.llama_token_data_array()
     pointer: Any = ctypes.cast(data, ctypes.POINTER(lib.llama_token_data))
     array.data, array.size, array.selected, array.sorted = pointer, n_vocab, -1, False

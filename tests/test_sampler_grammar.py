@@ -155,7 +155,12 @@ def test_the_fast_way_to_all_allowed_tokens_is_exact() -> None:
         ours = grammar(llama_grammar.JSON_GBNF)
         assert all(ours.accept(t) for t in tokens_of(text))
         assert np.array_equal(ours.all_allowed(), ours.allowed(every))
-    for rule in ["root ::= [à-ÿ]+", "root ::= [^a-z]", 'root ::= "the" | "there" | "therefore"', "root ::= !<[5]> <[7]>"]:
+    for rule in [
+        "root ::= [à-ÿ]+",
+        "root ::= [^a-z]",
+        'root ::= "the" | "there" | "therefore"',
+        "root ::= !<[5]> <[7]>",
+    ]:
         ours = grammar(rule)
         assert np.array_equal(ours.all_allowed(), ours.allowed(every))
     half = grammar("root ::= [à-ÿ]+")  # in the middle of a character

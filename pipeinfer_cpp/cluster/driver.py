@@ -89,11 +89,11 @@ class Driver:
         def change() -> None:
             if self.engine.phase != IDLE:
                 raise PipeInferError("Settings can only be changed between generations.")
-            cached, alive = self.engine.cached, self.engine.drafts.alive or self.engine.settings.mode == "off"
-            self.engine = Engine(settings, [CostCurve(c.points) for c in self._curves], hop=0.0002)
-            self.engine.cached = cached
-            if not alive or self._draft is None:
-                self.engine.drafts.lost()
+            engine = Engine(settings, [CostCurve(c.points) for c in self._curves], hop=0.0002)
+            engine.succeed(self.engine)
+            if self._draft is None:
+                engine.drafts.lost()
+            self.engine = engine
             done.set()
 
         self._command(change)
@@ -260,7 +260,7 @@ class Driver:
         result = self._tally.result(
             reason,
             engine.stats,
-            mode=engine.settings.mode if engine.drafts.alive or engine.settings.mode == "off" else "off",
+            mode=engine.settings.mode,
             stages=len(self._stages),
             exact=self.exact,
             n_prompt=len(turn.prompt),

@@ -6,13 +6,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, check_pair, even_split, parse_layers, slice_plan, split_by_shares
-from pipeinfer_cpp.models import Pair, load_registry
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef
 from pipeinfer_cpp.options import Options
+
+if TYPE_CHECKING:
+    from pipeinfer_cpp.models import Pair
 
 Report = Callable[[str, str, int, int], None]
 DEFAULT_CTX = 4096
@@ -120,6 +123,8 @@ def _models(options: Options) -> tuple[Pair | None, Path, Path | None]:
         return None, Path(options.target), Path(options.draft) if options.draft is not None else None
     if options.pair is None:
         raise UserError("Name a model: --pair NAME (see `pipeinfer models list`) or --target FILE.")
+    from pipeinfer_cpp.models import load_registry
+
     pair = load_registry(Path(options.models) if options.models else None).pair(options.pair)
     files = []
     for part, model in (("target", pair.target), ("draft", pair.draft)):

@@ -74,6 +74,9 @@ class Drafts:
         self._room = -1
         return [ev.DraftRoom(-1)]
 
+    def succeed(self, other: Drafts) -> None:
+        self._next = other._next
+
     def lost(self) -> None:
         self.alive = False
         self._tips.clear()

@@ -61,6 +61,13 @@ class Engine:
         self._out: list[ev.Action] = []
         self._log: deque[tuple[float, int, str]] = deque(maxlen=2000)
 
+    def succeed(self, other: Engine) -> None:
+        """Take over an idle engine's pipeline: its cached conversation; run and path numbers go on."""
+        if other.phase != IDLE:
+            raise EngineError(f"the engine to succeed is in {other.phase}")
+        self.cached, self._next_run = other.cached, other._next_run
+        self.drafts.succeed(other.drafts)
+
     # ------------------------------------------------------------------------------- the one door
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Action]:

@@ -42,3 +42,7 @@ class Settings:
 
     def on(self, technique: str) -> bool:
         return technique not in self.ablate
+
+    def kv_cells(self, n_stages: int) -> int:
+        """KV cells a stage needs: the context, runs in flight, and side branches."""
+        return self.n_ctx + (3 * n_stages + 2) * self.max_rows + self.branches * self.max_ahead

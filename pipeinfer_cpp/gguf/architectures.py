@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf.refusals import why_refused
 from pipeinfer_cpp.gguf.source import Source
 
 
@@ -69,34 +70,14 @@ PER_LAYER_KEYS = frozenset(
 
 SWA_PATTERN, SWA_WINDOW = "attention.sliding_window_pattern", "attention.sliding_window"
 
-_RECURRENT = frozenset(
-    "mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 arwkv7 jamba falcon-h1 granitehybrid nemotron_h nemotron_h_moe lfm2 lfm2moe "
-    "plamo2 plamo3 qwen3next qwen35 qwen35moe kimi-linear minimax-01 bailingmoe3".split()
-)
-_PER_TOKEN = frozenset({"gemma3n", "gemma4"})
-_SCALED = frozenset({"gemma", "gemma2", "afmoe", "minicpm", "granite", "granitemoe", "grok"})
-_PATTERNED = frozenset({"gpt-oss", "cohere2", "exaone4", "phi3", "smollm3", "llama4", "olmo2"})
-_NO_DECODER = frozenset(
-    "bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert gemma-embedding "
-    "llama-embed t5 t5encoder clip wavtokenizer-dec".split()
-)
-_REASONS = (
-    (_RECURRENT, "its recurrent state cannot be rolled back after a rejected draft"),
-    (_PER_TOKEN, "its layers need the token ids too, and a later stage gets only hidden states"),
-    (_SCALED, "llama.cpp scales hidden states again where a slice takes them in, and no rule undoes that yet"),
-    (_PATTERNED, "its layers differ by their number, and no rule rewrites that pattern for a slice yet"),
-    (_NO_DECODER, "it does not generate text token by token"),
-)
-
 
 def rules_for(source: Source) -> Architecture:
     """The rules for a source. Raises UserError, with the reason, for an architecture or a variant
     of one that no test covers."""
     name = source.architecture
     if name not in SUPPORTED:
-        reason = next((why for names, why in _REASONS if name in names), "no test proves its slices right")
         known = ", ".join(sorted(SUPPORTED))
-        raise UserError(f"Models of architecture {name!r} cannot be cut yet: {reason} (supported: {known}).")
+        raise UserError(f"Models of architecture {name!r} cannot be cut: {why_refused(name)} (supported: {known}).")
     if source.get("{arch}.attention.causal") is False:
         raise UserError(f"{source.path} reads whole texts at once (its attention is not causal): it cannot be cut.")
     if source.get("{arch}.nextn_predict_layers"):

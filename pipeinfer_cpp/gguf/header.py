@@ -63,8 +63,7 @@ class Key:
                 items.append(raw[at + 8 : at + 8 + size].decode("utf-8", "replace"))
                 at += 8 + size
             return items
-        if self.item_kind not in SCALARS:
-            raise UserError(f"{self.path}: the key {self.name} holds nested lists, which this version does not read.")
+        assert self.item_kind in SCALARS
         return list(struct.unpack_from(f"<{self.count}{SCALARS[self.item_kind]}", raw, at))
 
 
@@ -238,9 +237,6 @@ class _Reader:
                 at += 8 + unpack(data, at)[0]
             self._at = at
             self._take(0)
-        elif kind == ARRAY:
-            for _ in range(count):
-                self._skip_items(self._number("I"), self._number("Q"))
         else:
             self._take(count * struct.calcsize(self._code(kind)))
 

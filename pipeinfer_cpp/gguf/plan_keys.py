@@ -91,9 +91,7 @@ def _arch_step(part: Part, key: Key, rest: str) -> KeyStep:
     if key.is_array and rest in PER_LAYER_KEYS:
         values = key.read()
         if len(values) != n_source:
-            raise UserError(
-                f"{part.source.path} is damaged: {key.name} has {len(values)} values for {n_source} layers."
-            )
+            raise UserError(f"{part.source.path} is damaged: {key.name} has {len(values)} values, not {n_source}.")
         assert key.item_kind is not None
         data = encode_array(key.item_kind, values[part.first : part.end])
         return KeyStep(key.name, REWRITTEN, "one value a layer: those of the slice", key, data)

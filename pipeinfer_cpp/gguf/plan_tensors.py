@@ -25,9 +25,12 @@ def plan_tensors(part: Part) -> list[TensorStep]:
     if _NORM not in present or _EMBEDDING not in part.source.tensors:
         missing = _NORM if _NORM not in present else _EMBEDDING
         raise UserError(f"{part.source.path} has no tensor {missing}: fetch a complete model.")
-    if _EMBEDDING not in present:
-        rows = part.source.tensors[_EMBEDDING].shape[1] if part.gives_logits else 1
-        steps.append(_placeholder(_EMBEDDING, part.source.n_embd, rows))
+    n_vocab = part.source.tensors[_EMBEDDING].shape[1]
+    if not part.takes_tokens:
+        steps.append(_placeholder(_EMBEDDING, part.source.n_embd, n_vocab if part.gives_logits else 1))
+    elif not part.gives_logits:
+        # without one llama.cpp ties the head to the embedding, and repacks a copy of it in memory
+        steps.append(_placeholder(_HEAD, part.source.n_embd, n_vocab))
     return steps
 
 

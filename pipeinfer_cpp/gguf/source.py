@@ -14,9 +14,10 @@ from pipeinfer_cpp.gguf.digest import Progress, hash_files
 from pipeinfer_cpp.gguf.header import DEFAULT_ALIGNMENT, Header, Key, Tensor, read_header
 
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
-_BOS_BY_DEFAULT = frozenset(
-    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken chameleon".split()
-)
+_BOS_BY_DEFAULT = (
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
+    "tekken", "chameleon",
+)  # fmt: skip
 """Byte-level pre-tokenizers that prepend a bos unless the file says otherwise (llama-vocab.cpp)."""
 
 

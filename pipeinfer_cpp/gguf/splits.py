@@ -61,18 +61,14 @@ def parse_layers(text: str, n_layers: int) -> list[LayerRange]:
     expected = 0
     for first, end in ranges:
         if first > expected:
-            raise UserError(
-                f"The layers {text} leave a gap: {_named(expected, first)} {_lie(expected, first)} nowhere."
-            )
+            raise _gap(text, expected, first)
         if first < expected:
             raise UserError(f"The layers {text} overlap: {_named(first, min(expected, end))} would be computed twice.")
         expected = end
     if expected > n_layers:
         raise UserError(f"The layers {text} end at {expected - 1}, but the model's last layer is {n_layers - 1}.")
     if expected < n_layers:
-        raise UserError(
-            f"The layers {text} leave a gap: {_named(expected, n_layers)} {_lie(expected, n_layers)} nowhere."
-        )
+        raise _gap(text, expected, n_layers)
     return ranges
 
 
@@ -80,8 +76,9 @@ def _named(first: int, end: int) -> str:
     return f"layer {first}" if end - first == 1 else f"layers {first}-{end - 1}"
 
 
-def _lie(first: int, end: int) -> str:
-    return "lies" if end - first == 1 else "lie"
+def _gap(text: str, first: int, end: int) -> UserError:
+    verb = "lies" if end - first == 1 else "lie"
+    return UserError(f"The layers {text} leave a gap: {_named(first, end)} {verb} on no stage.")
 
 
 def _check_stages(n_layers: int, n_stages: int) -> None:

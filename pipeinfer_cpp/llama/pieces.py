@@ -31,26 +31,31 @@ class Pieces:
         A parent is the longest other token that the token starts with; -1 in the first generation.
         """
         ends = set(self.eog.tolist())
-        text = {t: piece for t in range(self.n_vocab) if t not in ends and (piece := self._piece(t))}
+        text = {t: piece for t, piece in enumerate(self._pieces()) if piece and t not in ends}
         by_text = {piece: t for t, piece in text.items()}
         depth: dict[int, int] = {-1: -1}
         found: list[tuple[list[int], list[int]]] = []
         for token in sorted(text, key=lambda t: len(text[t])):
-            piece = text[token]
-            prefixes = (by_text[piece[:n]] for n in range(len(piece) - 1, 0, -1) if piece[:n] in by_text)
-            parent = next(prefixes, -1)
-            depth[token] = depth[parent] + 1
-            if depth[token] == len(found):
+            piece, parent = text[token], -1
+            for n in range(len(piece) - 1, 0, -1):
+                if (parent := by_text.get(piece[:n], -1)) >= 0:
+                    break
+            depth[token] = level = depth[parent] + 1
+            if level == len(found):
                 found.append(([], []))
-            found[depth[token]][0].append(token)
-            found[depth[token]][1].append(parent)
+            found[level][0].append(token)
+            found[level][1].append(parent)
         return [(np.array(ids, np.int32), np.array(parents, np.int32)) for ids, parents in found]
 
-    def _piece(self, token: int) -> bytes:
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            n: int = lib.llama_token_to_piece(self.vocab, token, buffer, size, 0, True)
-            if n >= 0:
-                return buffer.raw[:n]
-            size = -n
+    def _pieces(self) -> list[bytes]:
+        to_piece, vocab, size = lib.llama_token_to_piece, self.vocab, 64
+        buffer = ctypes.create_string_buffer(size)
+        pieces: list[bytes] = []
+        for token in range(self.n_vocab):
+            n = to_piece(vocab, token, buffer, size, 0, True)
+            if n < 0:  # the length it needs
+                size = -n
+                buffer = ctypes.create_string_buffer(size)
+                n = to_piece(vocab, token, buffer, size, 0, True)
+            pieces.append(buffer.raw[:n])
+        return pieces

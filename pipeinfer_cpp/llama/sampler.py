@@ -244,8 +244,9 @@ class Sampler:
 
 
 def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    weight = np.exp(x - x.max(initial=-math.inf))
-    return weight / weight.sum()
+    weight: NDArray[np.float64] = np.exp(x - x.max(initial=-math.inf))
+    weight /= weight.sum()
+    return weight
 
 
 def draft_sampler(vocab: Any, n_vocab: int, sampling: Sampling) -> Sampler:

@@ -38,6 +38,7 @@ class DraftPaths:
                 n += 1
             if n > common:
                 best, common = path, n
+        common = min(common, len(wanted) - 1)  # the last token is always decoded: its logits are the next draft
         for path in list(self.paths.values()):
             if path is not best:
                 self._remove(path)
