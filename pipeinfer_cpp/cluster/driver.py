@@ -23,7 +23,7 @@ from pipeinfer_cpp.trace import Trace
 PATROL = 0.05
 """Seconds between looks at whether all workers live."""
 PING = 1.0
-"""Seconds between signs of life to stages on other machines."""
+"""Seconds between signs of life to the stages."""
 
 
 @dataclass(slots=True)
@@ -282,8 +282,7 @@ class Driver:
         if now - self._pinged >= PING:
             self._pinged = now
             for stage in self._stages:
-                if stage.remote:
-                    stage.link.send(msg.Ping(now))
+                stage.link.send(msg.Ping(now))
 
     def _lose_draft(self, reason: str) -> None:
         self.draft_note = f"The draft worker is gone, so this goes on without speculation ({reason.rstrip('.')})."

@@ -73,8 +73,14 @@ class Peer:
             pong = self.wait(Pong, timeout)
             self.offset = pong.clock - (sent + clock()) / 2
 
-    def wait(self, kind: type[M], timeout: float | None, report: Report | None = None) -> M:
-        """The next message of that kind; Progress is reported on the way."""
+    def wait(
+        self,
+        kind: type[M],
+        timeout: float | None,
+        report: Report | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> M:
+        """The next message of that kind; Progress is reported on the way, `meanwhile` is called now and then."""
         deadline = None if timeout is None else clock() + timeout
         while True:
             message = self.link.receive(0.05)
@@ -87,6 +93,7 @@ class Peer:
                 case Refuse(reason, user) | Failed(reason, user):
                     sentence = f"{self.name} at {self.address} refuses: {reason.rstrip('.')}."
                     raise (UserError if user else PipeInferError)(sentence)
+            meanwhile()
             if message is None:
                 self.check()
             if deadline is not None and clock() > deadline:
@@ -106,4 +113,13 @@ def load(peers: Sequence[Peer], orders: Sequence[Message], report: Report | None
     """Send each worker its order and wait until all are ready."""
     for peer, order in zip(peers, orders, strict=True):
         peer.link.send(order)
-    return [peer.wait(Loaded, None, report) for peer in peers]
+    pinged = clock()
+
+    def ping_all() -> None:
+        nonlocal pinged
+        if clock() - pinged > 1.0:
+            pinged = clock()
+            for peer in peers:
+                peer.link.send(Ping(pinged))
+
+    return [peer.wait(Loaded, None, report, ping_all) for peer in peers]

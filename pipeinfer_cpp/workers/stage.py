@@ -40,8 +40,8 @@ from pipeinfer_cpp.workers.slice_runner import Result, SliceRunner
 Resolve = Callable[[ModelRef, int, int, int, Callable[[str, int, int], None]], Path]
 """(model, first layer, end layer, stages, report) -> the slice's file on this machine."""
 
-SILENCE = 6.0
-"""Seconds without a message after which a coordinator on another machine is taken for gone."""
+SILENCE = 10.0
+"""Seconds without a message after which the coordinator, which pings every second, is taken for gone."""
 
 
 class Stage:
@@ -73,6 +73,7 @@ class Stage:
                     self._server.send(self._coordinator, message)
             if self._coordinator is not None and clock() - self._heard > SILENCE:
                 self._say("the coordinator has gone silent")
+                self._server.send(self._coordinator, Failed("it has heard nothing from the coordinator for too long"))
                 self._end()
 
     def _take_in(self) -> None:
