@@ -111,7 +111,7 @@ class Pipeline:
         peers = [*stages, *([draft] if draft else [])]
         for peer in peers:
             peer.greet(session, REMOTE_S if peer.remote else LOCAL_S)
-        orders = plan.orders([peer.address for peer in stages], self.vocabulary.eog)
+        orders = plan.orders([peer.runs.address for peer in stages], self.vocabulary.eog)
         loaded = load(peers, orders, report)[: len(stages)]
         self.exact = plan.exact
         self.kv_type = loaded[0].kv_type

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sampler_helpers import TARGET
+from tiny_models import MODELS, build, gemma3_62
 
 from pipeinfer_cpp.gguf import SUPPORTED, Source, slice_plan, write_slice
 from pipeinfer_cpp.llama.context import SliceContext
-from tiny_models import MODELS, build, gemma3_62
 
 PROMPT, SINGLE = 24, 4
 """Rows decoded at once, then one by one: past every tiny sliding window."""
@@ -128,6 +129,17 @@ def test_a_slice_without_its_rule_computes_something_else(name: str, tmp_path: P
         slices.append((slice_path, first == 0, end == source.n_layers, end - first))
     difference = np.abs(whole_logits(path) - chain_logits(slices)).max(axis=1)
     assert difference.max() > 0.5
+
+
+def test_slices_of_a_multi_part_model_equal_it(tmp_path: Path) -> None:
+    path = build(tmp_path / "model.gguf", MODELS["qwen2"], tensors_per_part=9)
+    chained = chain_logits(cut(Source.open(path), tmp_path, [1, 3]))
+    assert np.array_equal(whole_logits(path), chained)
+
+
+def test_slices_of_the_demo_target_equal_it(tmp_path: Path) -> None:
+    chained = chain_logits(cut(Source.open(TARGET), tmp_path, [4, 8]))
+    assert np.array_equal(whole_logits(TARGET), chained)
 
 
 def test_every_supported_architecture_has_a_model_here() -> None:

@@ -48,6 +48,7 @@ MODELS = {
     "llama-tied": Tiny(),
     "llama-untied": Tiny(tied=False),
     "llama-rope-freqs": Tiny(rope_freqs=True, n_layers=3),
+    "llama-lists": Tiny(keys={"attention.head_count_kv": [1] * 4, "feed_forward_length": [96] * 4}),
     "llama-q8_0": Tiny(kind=GGMLQuantizationType.Q8_0, n_layers=3),
     "llama-q4_K": Tiny(kind=GGMLQuantizationType.Q4_K, n_embd=256, n_head=8, n_ff=256, n_layers=3, tied=False),
     "llama-moe": Tiny(n_expert=4, n_layers=3),
@@ -141,7 +142,9 @@ def _add_hyperparameters(writer: GGUFWriter, tiny: Tiny) -> None:
 
 
 def _add_key(writer: GGUFWriter, name: str, value: Any) -> None:
-    if isinstance(value, bool):
+    if name == "general.alignment":
+        writer.add_custom_alignment(value)
+    elif isinstance(value, bool):
         writer.add_bool(name, value)
     elif isinstance(value, list):
         writer.add_array(name, value)

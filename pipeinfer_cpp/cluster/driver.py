@@ -14,7 +14,7 @@ from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.engine import IDLE
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.net import messages as msg
-from pipeinfer_cpp.net.sockets import Network, Selector, Wakeup, clock
+from pipeinfer_cpp.net.sockets import Link, Network, Selector, Wakeup, clock
 from pipeinfer_cpp.results import Result, Tally, Token
 from pipeinfer_cpp.sampling import Sampling
 from pipeinfer_cpp.text import TextStream
@@ -115,8 +115,8 @@ class Driver:
 
     def _work(self) -> None:
         peers = [*self._stages, *([self._draft] if self._draft else [])]
-        by_link = {id(peer.link): peer for peer in peers}
-        selector = Selector([self._wakeup, *(peer.link for peer in peers)])
+        by_link = {id(link): (peer, link) for peer in peers for link in {peer.link, peer.runs}}
+        selector = Selector([self._wakeup, *(link for _, link in by_link.values())])
         try:
             while not self._closing:
                 now = clock()
@@ -125,7 +125,7 @@ class Driver:
                     if member is self._wakeup:
                         self._wakeup.drain()
                     else:
-                        self._receive(by_link[id(member)])
+                        self._receive(*by_link[id(member)])
                 while self._commands:
                     self._commands.popleft()()
                 # Waiting is in whole milliseconds: a wake-up that is nearly due is taken as due.
@@ -139,8 +139,8 @@ class Driver:
                 self._turn.out.put(error)
                 self._turn = None
 
-    def _receive(self, peer: Peer) -> None:
-        while (message := peer.link.receive()) is not None:
+    def _receive(self, peer: Peer, link: Link[msg.ToCoordinator]) -> None:
+        while (message := link.receive()) is not None:
             match message:
                 case msg.RunBack(run, dead, draws, memory):
                     self._tally.memory_mb.update(memory)
@@ -192,8 +192,13 @@ class Driver:
 
     def _feed(self, event: ev.Event, now: float | None = None) -> None:
         actions = self.engine.handle(event, clock() if now is None else now)
+        # What the stages wait for goes first: handing a token out wakes its reader, who takes the GIL.
         for action in actions:
-            self._carry_out(action)
+            if not isinstance(action, ev.Emit):
+                self._carry_out(action)
+        for action in actions:
+            if isinstance(action, ev.Emit):
+                self._emit(action)
         if self._text.stopped and self._keep is None:
             self._keep = len(self._tally.ids)
             self._feed(ev.Stop("stop", self._keep))
@@ -204,7 +209,7 @@ class Driver:
                 header = msg.RunHeader(run.id, run.kind, run.ops, run.rows, run.final, self._start)
                 self._start = None
                 self._kinds[run.id] = run.kind
-                sent = self._stages[0].link.send(header)
+                sent = self._stages[0].runs.send(header)
                 if run.kind == "decode":
                     self._tally.wire_bytes += sent
                 if self.trace is not None:
@@ -216,8 +221,6 @@ class Driver:
                     self._tally.wire_bytes += stage.link.send(msg.Cancel(runs))
                 if self.trace is not None:
                     self.trace.instant("coordinator", f"cancel {list(runs)}", clock(), runs=list(runs))
-            case ev.Emit():
-                self._emit(action)
             case ev.Wake(at):
                 self._wake = at
             case ev.Finish(reason):

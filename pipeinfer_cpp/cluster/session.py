@@ -42,6 +42,9 @@ class Peer:
         check_address(address)
         self.name, self.address, self.process = name, address, process
         self.link: Link[ToCoordinator] = Link(network.context, address, ToCoordinator)
+        self.runs = self.link
+        """The link that runs go over: the same, unless the stage has a second socket."""
+        self._network = network
         self.offset = 0.0
         """Its monotonic clock minus ours, seconds (0 on this machine)."""
         self._broken = False
@@ -66,7 +69,10 @@ class Peer:
     def greet(self, session: str, timeout: float) -> None:
         """Hello, Welcome. Raises UserError when it is unreachable or of another version."""
         self.link.send(Hello(PROTOCOL, package_version(), llama_version(), "coordinator", session))
-        self.wait(Welcome, timeout)
+        welcome = self.wait(Welcome, timeout)
+        if welcome.runs is not None:
+            self.runs = Link(self._network.context, welcome.runs, ToCoordinator)
+            self.runs.send(Hello(PROTOCOL, package_version(), llama_version(), "runs", session))
         if self.remote:
             sent = clock()
             self.link.send(Ping(sent))
@@ -107,6 +113,8 @@ class Peer:
         # ZeroMQ sends in the background; without a moment the farewell is dropped with the socket.
         time.sleep(0.01)
         self.link.close()
+        if self.runs is not self.link:
+            self.runs.close()
 
 
 def load(peers: Sequence[Peer], orders: Sequence[Message], report: Report | None) -> list[Loaded]:

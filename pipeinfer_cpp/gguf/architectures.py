@@ -37,8 +37,10 @@ class Architecture:
 def _gemma3_q_scale(source: Source, n_layers: int) -> float:
     """gemma3.cpp: the 27B model is recognised by its 62 layers, and scales by n_embd / n_head."""
     heads = source.get("{arch}.attention.head_count")
-    n_head = int(heads[0] if isinstance(heads, list) else heads)
-    head_size = int(source.get("{arch}.attention.key_length", source.n_embd // n_head))
+    n_head = heads[0] if isinstance(heads, list) and heads else heads
+    if not isinstance(n_head, int) or not 0 < n_head <= source.n_embd:
+        raise UserError(f"{source.path} is damaged: its number of attention heads makes no sense; fetch it again.")
+    head_size = source.get("{arch}.attention.key_length", source.n_embd // n_head)
     return float(np.float32(1) / np.sqrt(np.float32(source.n_embd // n_head if n_layers == 62 else head_size)))
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from pipeinfer_cpp.cachedir import cache_dir as default_cache_dir
-from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.gguf.digest import file_stamp, hash_files, remembered_hash
-from pipeinfer_cpp.gguf.files import Progress, appearing, locked, sweep
+from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing, cache_folder, locked, sweep
 from pipeinfer_cpp.gguf.plan import SlicePlan, slice_plan
 from pipeinfer_cpp.gguf.source import Source
 from pipeinfer_cpp.gguf.writer import write_slice
@@ -62,8 +61,7 @@ def cached_slice(
     plan = slice_plan(source, first_layer, end_layer)
     if plan.takes_tokens and plan.gives_logits:
         return source.path
-    folder = Path(cache_dir) if cache_dir is not None else default_cache_dir() / "slices"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder("slices", cache_dir)
     to_hash = 0 if remembered_hash(source.parts) else source.size_bytes
     total = to_hash + plan.data_bytes
     digest = hash_files(source.parts, progress and (lambda done, _: progress(done, total)))
@@ -92,7 +90,7 @@ def is_intact(path: Path, source_sha256: str, layers: tuple[int, int]) -> bool:
             return False
     except (OSError, msgspec.MsgspecError):
         return False
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UserError):
         _write_record(path, msgspec.structs.replace(record, stamp=stamp))
     return True
 
@@ -137,7 +135,7 @@ def _quick_hashes(path: Path, data_start: int) -> tuple[str, str]:
 def _full_hash(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(1 << 22):
+        while piece := file.read(PIECE):
             digest.update(piece)
     return digest.hexdigest()
 

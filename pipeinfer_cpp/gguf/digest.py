@@ -8,9 +8,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeinfer_cpp.cachedir import cache_dir
-from pipeinfer_cpp.errors import PipeInferError
-from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing, locked
+from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing, cache_folder, locked
 
 __all__ = ["Progress", "file_stamp", "hash_files", "remembered_hash"]
 
@@ -34,17 +33,19 @@ def hash_files(parts: Sequence[Path], progress: Progress | None = None) -> str:
             return known
         before = [file_stamp(path) for path in parts]
         digest, done, total = hashlib.sha256(), 0, sum(stamp[0] for stamp in before)
-        for path in parts:
+        for path, stamp in zip(parts, before, strict=True):
             with path.open("rb", buffering=0) as file:
-                while piece := file.read(PIECE):
+                left = stamp[0]  # no further: a file that still grows would never end
+                while left and (piece := file.read(min(PIECE, left))):
                     digest.update(piece)
+                    left -= len(piece)
                     done += len(piece)
                     if progress:
                         progress(done, total)
         if [file_stamp(path) for path in parts] != before:
             raise PipeInferError(f"{parts[0]} changed while it was read: wait until it is complete, then try again.")
         text = json.dumps({"parts": [str(p) for p in parts], "stamps": before, "sha256": digest.hexdigest()})
-        with contextlib.suppress(OSError), appearing(record) as out:
+        with contextlib.suppress(OSError, UserError), appearing(record) as out:
             out.write(text.encode())
         return digest.hexdigest()
 
@@ -61,7 +62,6 @@ def remembered_hash(parts: Sequence[Path]) -> str | None:
 
 
 def _record(parts: Sequence[Path]) -> Path:
-    folder = cache_dir() / "hashes"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder("hashes")
     names = "\0".join(str(path.resolve()) for path in parts)
     return folder / f"{hashlib.sha256(names.encode()).hexdigest()[:24]}.json"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeinfer_cpp.cachedir import cache_dir
 from pipeinfer_cpp.errors import UserError
 
 Progress = Callable[[int, int], None]
@@ -57,16 +58,32 @@ _REASONS = {
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock file `path` (made when missing, never removed) against other processes.
 
-    Yields whether it is held: not when `wait` is off and another process has it, nor on a file
-    system that knows no locks, where the caller must do without.
+    Yields whether it is held: not when `wait` is off and another process has it, nor where locks
+    cannot be had (a file system without them), and the caller must do without.
     """
-    with path.open("ab") as file:
+    with contextlib.ExitStack() as stack:
         try:
+            file = stack.enter_context(path.open("ab"))
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
         except OSError:
-            yield False
-        else:
-            yield True
+            held = False
+        yield held
+
+
+def cache_folder(name: str, given: str | os.PathLike[str] | None = None) -> Path:
+    """The folder `given`, or the one of that name in the cache folder, made when missing.
+
+    Raises UserError when it cannot be made.
+    """
+    try:
+        folder = Path(given) if given is not None else cache_dir() / name
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {error.filename} cannot be used ({error.strerror}): set PIPEINFER_CACHE to another one."
+        ) from None
+    return folder
 
 
 def sweep(folder: Path, lock_of: Callable[[str], Path]) -> None:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
-
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf.encoding import ARRAY, SCALARS, STRING, U32, U64, pad, tensor_bytes
 
 MAGIC = b"GGUF"
 VERSION = 3
 DEFAULT_ALIGNMENT = 32
-STRING, ARRAY = int(GGUFValueType.STRING), int(GGUFValueType.ARRAY)
-SCALARS: dict[int, str] = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""struct codes of GGUF's scalar value types."""
-
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _MAX_DIMENSIONS = 4
 
 
@@ -59,7 +52,7 @@ class Key:
         if self.item_kind == STRING:
             items = []
             for _ in range(self.count):
-                (size,) = _U64.unpack_from(raw, at)
+                (size,) = U64.unpack_from(raw, at)
                 items.append(raw[at + 8 : at + 8 + size].decode("utf-8", "replace"))
                 at += 8 + size
             return items
@@ -90,50 +83,6 @@ class Header:
     size_bytes: int
 
 
-def tensor_bytes(shape: Sequence[int], kind: int) -> int:
-    """Bytes of a tensor's data. Raises KeyError for an unknown type, ValueError when the row
-    length is no multiple of the type's block."""
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)] if kind in _KNOWN_KINDS else _unknown(kind)
-    n_elements = 1
-    for n in shape:
-        n_elements *= n
-    if not shape or shape[0] % block:
-        raise ValueError(f"rows of {shape[:1]} elements in blocks of {block}")
-    return n_elements // block * size
-
-
-_KNOWN_KINDS = {int(kind) for kind in GGML_QUANT_SIZES}
-
-
-def _unknown(kind: int) -> tuple[int, int]:
-    raise KeyError(kind)
-
-
-def pad(n: int, alignment: int) -> int:
-    """`n` rounded up to a multiple of `alignment`."""
-    return -(-n // alignment) * alignment
-
-
-def encode_string(text: str) -> bytes:
-    data = text.encode()
-    return _U64.pack(len(data)) + data
-
-
-def encode_value(kind: int, value: Any) -> bytes:
-    """Type tag and value of a scalar or string key."""
-    if kind == STRING:
-        return _U32.pack(kind) + encode_string(value)
-    return _U32.pack(kind) + struct.pack("<" + SCALARS[kind], value)
-
-
-def encode_array(item_kind: int, values: Sequence[Any]) -> bytes:
-    """Type tag and value of an array key."""
-    head = _U32.pack(ARRAY) + _U32.pack(item_kind) + _U64.pack(len(values))
-    if item_kind == STRING:
-        return head + b"".join(encode_string(v) for v in values)
-    return head + struct.pack(f"<{len(values)}{SCALARS[item_kind]}", *values)
-
-
 def read_header(path: Path) -> Header:
     """Read one file. Raises UserError when it is missing, no GGUF, damaged or truncated."""
     try:
@@ -157,7 +106,7 @@ def read_header(path: Path) -> Header:
 def _check_version(path: Path, start: bytes) -> None:
     if len(start) < 8:
         raise _truncated(path, len(start))
-    (version,) = _U32.unpack_from(start, 4)
+    (version,) = U32.unpack_from(start, 4)
     if version & 0xFFFF == 0:
         raise UserError(f"{path} is a big-endian GGUF file, which llama.cpp does not load on this machine.")
     if not 2 <= version <= VERSION:
@@ -230,7 +179,7 @@ class _Reader:
 
     def _skip_items(self, kind: int, count: int) -> None:
         if kind == STRING:
-            at, data, limit, unpack = self._at, self._data, self._size - 8, _U64.unpack_from
+            at, data, limit, unpack = self._at, self._data, self._size - 8, U64.unpack_from
             for _ in range(count):
                 if at > limit:
                     raise _truncated(self._path, self._size)

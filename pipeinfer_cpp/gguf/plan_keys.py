@@ -10,7 +10,8 @@ from gguf import GGUFValueType
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.architectures import PER_LAYER_KEYS, SWA_PATTERN, SWA_WINDOW
-from pipeinfer_cpp.gguf.header import STRING, Key, encode_array, encode_value
+from pipeinfer_cpp.gguf.encoding import STRING, encode_array, encode_value
+from pipeinfer_cpp.gguf.header import Key
 from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, KeyStep, Part
 
 _U32, _BOOL = int(GGUFValueType.UINT32), int(GGUFValueType.BOOL)

@@ -8,7 +8,8 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf.header import Tensor, tensor_bytes
+from pipeinfer_cpp.gguf.encoding import tensor_bytes
+from pipeinfer_cpp.gguf.header import Tensor
 from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, Part, TensorStep
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
@@ -37,9 +38,9 @@ def plan_tensors(part: Part) -> list[TensorStep]:
 def _check_layers(part: Part) -> None:
     numbers = {int(m[1]) for m in map(_LAYER.fullmatch, part.source.tensors) if m}
     n_layers = part.source.n_layers
-    if numbers != set(range(n_layers)):
-        odd = sorted(numbers ^ set(range(n_layers)))
-        raise UserError(f"{part.source.path} names {n_layers} layers, but its tensors disagree about layer {odd[0]}.")
+    odd = next((i for i in range(n_layers) if i not in numbers), None) if len(numbers) <= n_layers else max(numbers)
+    if odd is not None:
+        raise UserError(f"{part.source.path} names {n_layers} layers, but its tensors disagree about layer {odd}.")
 
 
 def _step(part: Part, tensor: Tensor) -> TensorStep:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.gguf.encoding import encode_string, pad
 from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing
-from pipeinfer_cpp.gguf.header import MAGIC, VERSION, Tensor, encode_string, pad
+from pipeinfer_cpp.gguf.header import MAGIC, VERSION, Tensor
 from pipeinfer_cpp.gguf.plan import SlicePlan
 from pipeinfer_cpp.gguf.steps import TensorStep
 

@@ -23,7 +23,8 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 
 
 class Hello(Message, frozen=True):
-    """The first message to a worker. `role` is `coordinator`, or `stage` for the stage before it."""
+    """The first message on a connection. `role` is `coordinator`, `runs` (the coordinator's second
+    connection, where a stage has a second socket), or `stage` for the stage before it."""
 
     protocol: int
     package: str
@@ -33,13 +34,15 @@ class Hello(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """The worker's answer: what it is."""
+    """The worker's answer: what it is. `runs`: the address of its second socket, for runs and their
+    results, which its computing thread reads itself; None where all goes over the one socket."""
 
     protocol: int
     package: str
     llama: str
     pid: int
     cpus: int
+    runs: str | None = None
 
 
 class Refuse(Message, frozen=True):

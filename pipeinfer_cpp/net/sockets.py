@@ -120,6 +120,10 @@ class Server(Generic[T]):
             message = None
         return peer, message, frames[2].buffer if len(frames) > 2 else None
 
+    def poll(self, seconds: float) -> bool:
+        """True when a message waits, false after `seconds`."""
+        return bool(self._socket.poll(int(seconds * 1000)))
+
     def send(self, peer: bytes, message: Message) -> None:
         """To a peer; nothing happens when it is gone."""
         self._socket.send_multipart([peer, self._encode(message)])
