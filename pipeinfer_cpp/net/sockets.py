@@ -35,6 +35,10 @@ def _prepare(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
 
 
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
 def check_address(address: str) -> None:
     """Raise UserError unless the address is tcp://host:port or a short enough ipc:// path."""
     kind, _, rest = address.partition("://")
@@ -74,7 +78,10 @@ class Link(Generic[T]):
 
     def receive(self, timeout: float = 0.0) -> T | None:
         """The next message, or None after `timeout` seconds."""
-        if not self._socket.poll(int(timeout * 1000)):
+        # Asking for the events is ten times cheaper than a poll, and this is asked twice a message.
+        if not _readable(self._socket) and not (
+            timeout > 0 and self._socket.poll(int(timeout * 1000))
+        ):
             return None
         try:
             message: T = self._decode.decode(self._socket.recv())
@@ -103,6 +110,8 @@ class Server(Generic[T]):
         _prepare(self._socket)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
@@ -112,17 +121,23 @@ class Server(Generic[T]):
 
     def receive(self) -> tuple[bytes, T | None, memoryview | None]:
         """A waiting message: peer, message (None where it is no valid one), payload."""
-        frames = self._socket.recv_multipart(copy=False)
-        peer = frames[0].bytes
+        socket = self._socket
+        peer = socket.recv()
+        head = socket.recv() if socket.getsockopt(zmq.RCVMORE) else b""
+        payload = socket.recv(copy=False).buffer if socket.getsockopt(zmq.RCVMORE) else None
+        while socket.getsockopt(zmq.RCVMORE):
+            socket.recv()
         try:
-            message: T | None = self._decode.decode(frames[1].buffer)
-        except (msgspec.MsgspecError, IndexError):
+            message: T | None = self._decode.decode(head)
+        except msgspec.MsgspecError:
             message = None
-        return peer, message, frames[2].buffer if len(frames) > 2 else None
+        return peer, message, payload
 
     def poll(self, seconds: float) -> bool:
         """True when a message waits, false after `seconds`."""
-        return bool(self._socket.poll(int(seconds * 1000)))
+        if _readable(self._socket):
+            return True
+        return bool(self._poller.poll(int(seconds * 1000)))
 
     def send(self, peer: bytes, message: Message) -> None:
         """To a peer; nothing happens when it is gone."""
