@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import os
 import secrets
 import time
@@ -24,6 +25,7 @@ from pipeinfer_cpp.cluster.plan import Plan, make_plan
 from pipeinfer_cpp.cluster.session import Peer, load
 from pipeinfer_cpp.engine import CostCurve, Settings
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.llama.sampler import Sampler
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
 from pipeinfer_cpp.net.sockets import Network
 from pipeinfer_cpp.options import Options
@@ -48,7 +50,7 @@ class Generation:
     def __iter__(self) -> Iterator[Token]:
         try:
             while self.result is None:
-                item = self._turn.out.get()
+                item = self._get()
                 if isinstance(item, Token):
                     yield item
                 else:
@@ -66,10 +68,18 @@ class Generation:
     def wait(self) -> Result:
         """Let it run to its end."""
         while self.result is None:
-            item = self._turn.out.get()
+            item = self._get()
             if not isinstance(item, Token):
                 self._end(item)
         return self.result
+
+    def _get(self) -> Token | Result | BaseException:
+        while True:
+            try:
+                return self._turn.out.get(timeout=0.5)
+            except queue.Empty:
+                if self._driver.failure is not None:
+                    raise self._driver.failure from None
 
     def _end(self, item: Result | BaseException) -> None:
         if isinstance(item, Result):
@@ -129,6 +139,7 @@ class Pipeline:
             piece=self.vocabulary.piece,
             exact=plan.exact,
             trace=options.trace,
+            active=plan.active,
         )
         self._resources.callback(self.driver.close)
 
@@ -186,16 +197,18 @@ class Pipeline:
         return generation
 
     def check_grammar(self, sampling: Sampling) -> None:
-        """Raise UserError for an invalid grammar here, before any stage sees it."""
-        if sampling.grammar is not None or sampling.json_schema is not None:
-            from pipeinfer_cpp.llama.sampler import Sampler
-
+        """Raise UserError for an invalid grammar or bias here, before any stage sees it."""
+        if sampling.grammar is not None or sampling.json_schema is not None or sampling.logit_bias:
             Sampler(self.vocabulary.pointer, self.vocabulary.size, sampling).close()
 
     def configure(self, **changes: Any) -> None:
         """Change engine settings (mode, draft_max, cutoff, ...) between generations."""
         self.settings = replace(self.settings, **changes)
         self.driver.configure(self.settings)
+
+    def forget(self) -> None:
+        """Compute the next prompt from its beginning, whatever the stages still hold of it."""
+        self.driver.forget()
 
     @property
     def warnings(self) -> list[str]:

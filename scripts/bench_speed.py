@@ -57,6 +57,7 @@ class Timed:
 def timed(pipeline: Pipeline, prompt: list[int], n: int, **changes: Any) -> Timed:
     """One generation of the pipeline. The conversation before it is forgotten, so that all prefill alike."""
     pipeline.configure(**changes)
+    pipeline.forget()
     began = time.monotonic()
     out = Timed([], [])
     generation = pipeline.generate(prompt, max_tokens=n, sampling=GREEDY)

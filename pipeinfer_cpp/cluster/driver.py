@@ -51,10 +51,12 @@ class Driver:
         piece: Callable[[int], bytes],
         exact: bool,
         trace: bool,
+        active: bool = False,
     ) -> None:
         self._stages, self._draft = list(stages), draft
         self._curves, self._piece = list(curves), piece
         self.exact = exact
+        self._active = active
         self.engine = Engine(settings, curves, hop=0.0002)
         self.trace = Trace(len(stages)) if trace else None
         self.failure: BaseException | None = None
@@ -84,28 +86,44 @@ class Driver:
 
     def configure(self, settings: Settings) -> None:
         """Go on with other settings; only between turns. The cached conversation stays."""
-        done = threading.Event()
 
         def change() -> None:
-            if self.engine.phase != IDLE:
-                raise PipeInferError("Settings can only be changed between generations.")
             engine = Engine(settings, [CostCurve(c.points) for c in self._curves], hop=0.0002)
             engine.succeed(self.engine)
             if self._draft is None:
                 engine.drafts.lost()
             self.engine = engine
-            done.set()
 
-        self._command(change)
-        while not done.wait(0.1):
-            if self.failure is not None:
-                raise self.failure
+        self._between_turns(change)
+
+    def forget(self) -> None:
+        """Compute the next prompt from its beginning; only between turns."""
+        self._between_turns(lambda: self.engine.forget())
 
     def close(self) -> None:
         self._closing = True
         self._wakeup()
         self._thread.join(2.0)
         self._wakeup.close()
+
+    def _between_turns(self, what: Callable[[], None]) -> None:
+        """Do it in the driver's thread, and return when it is done."""
+        done = threading.Event()
+        refused: list[PipeInferError] = []
+
+        def attempt() -> None:
+            if self.engine.phase == IDLE:
+                what()
+            else:
+                refused.append(PipeInferError("This can only be done between generations."))
+            done.set()
+
+        self._command(attempt)
+        while not done.wait(0.1):
+            if self.failure is not None:
+                raise self.failure
+        if refused:
+            raise refused[0]
 
     def _command(self, what: Callable[[], None]) -> None:
         self._commands.append(what)
@@ -121,7 +139,7 @@ class Driver:
             while not self._closing:
                 now = clock()
                 timeout = PATROL if self._wake is None else min(PATROL, self._wake - now)
-                for member in selector.wait(timeout):
+                for member in selector.wait(timeout, self._active and self._turn is not None):
                     if member is self._wakeup:
                         self._wakeup.drain()
                     else:

@@ -38,6 +38,8 @@ class Plan:
     threads: int
     crowded: bool
     target_hash: str
+    active: bool = False
+    """This machine has cores to spare: wait for messages without sleeping."""
     warnings: list[str] = field(default_factory=list)
 
     def orders(self, addresses: Sequence[str], eog: frozenset[int]) -> list[Message]:
@@ -58,6 +60,7 @@ class Plan:
                 following=addresses[index + 1] if index + 1 < n else None,
                 stretch=options.stretch_of(index),
                 max_rows=self.settings.max_rows,
+                active=self.active,
             )
             for index, (first, end) in enumerate(self.ranges)
         ]
@@ -96,9 +99,8 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
         ranges = even_split(target.n_layers, n_stages)
     if len(ranges) != n_stages:
         raise UserError(f"--layers or --split names {len(ranges)} parts, but there are {n_stages} stages.")
-    if n_stages > 1:
-        for first, end in ranges:
-            slice_plan(target, first, end)
+    for first, end in ranges:
+        slice_plan(target, first, end)
     settings = _settings(options, pair, target, draft)
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
     addresses: list[str | None] = [None] * n_stages if isinstance(options.stages, int) else list(options.stages)
@@ -109,6 +111,7 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
     plan = Plan(
         options, pair, target, draft, ranges, addresses, settings, exact, threads, n_local * threads > cores, digest
     )
+    plan.active = n_local * threads < cores
     if plan.crowded:
         plan.warnings.append(
             f"{n_local} processes of {threads} thread{'s' if threads > 1 else ''} share {cores} cores here: "

@@ -65,8 +65,15 @@ class Engine:
         """Take over an idle engine's pipeline: its cached conversation; run and path numbers go on."""
         if other.phase != IDLE:
             raise EngineError(f"the engine to succeed is in {other.phase}")
-        self.cached, self._next_run = other.cached, other._next_run
+        self.cached, self._next_run, self._ops = other.cached, other._next_run, other._ops
         self.drafts.succeed(other.drafts)
+
+    def forget(self) -> None:
+        """Drop the cached conversation; the stages do with the next run. Only between turns."""
+        if self.phase != IDLE:
+            raise EngineError(f"a conversation to forget while the engine is in {self.phase}")
+        self.cached = []
+        self._ops.append(rm(MAIN, 0))
 
     # ------------------------------------------------------------------------------- the one door
 

@@ -112,6 +112,8 @@ class LoadSlice(Message, frozen=True):
     following: str | None = None
     stretch: Stretch | None = None
     max_rows: int = 16
+    active: bool = False
+    """Wait for runs without sleeping (this machine has cores to spare)."""
 
 
 class LoadDraft(Message, frozen=True):

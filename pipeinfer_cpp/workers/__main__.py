@@ -14,12 +14,12 @@ from pipeinfer_cpp.workers.lifeline import follow_parent
 
 
 def _given_slice(
-    model: ModelRef, first: int, end: int, n_stages: int, report: Callable[[str, int, int], None]
+    model: ModelRef, first: int, end: int, report: Callable[[str, int, int], None]
 ) -> Path:
     """On the coordinator's own machine the path is right."""
     from pipeinfer_cpp.workers.resolve import slice_of
 
-    return slice_of(Path(model.path), first, end, n_stages, report)
+    return slice_of(Path(model.path), first, end, report)
 
 
 def main(role: str, address: str) -> int:

@@ -12,10 +12,8 @@ from pipeinfer_cpp.net.messages import ModelRef
 Report = Callable[[str, int, int], None]
 
 
-def slice_of(path: Path, first: int, end: int, n_stages: int, report: Report) -> Path:
+def slice_of(path: Path, first: int, end: int, report: Report) -> Path:
     """The model itself where one stage holds it whole, else a slice from the cache (cut now if it must be)."""
-    if n_stages == 1:
-        return path
     source = Source.open(path)
     return cached_slice(source, first, end, progress=lambda done, total: report("cutting the slice", done, total))
 

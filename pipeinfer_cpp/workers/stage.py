@@ -37,8 +37,8 @@ from pipeinfer_cpp.versions import llama_version, package_version
 from pipeinfer_cpp.workers.lifeline import resident_mb
 from pipeinfer_cpp.workers.slice_runner import Result, SliceRunner
 
-Resolve = Callable[[ModelRef, int, int, int, Callable[[str, int, int], None]], Path]
-"""(model, first layer, end layer, stages, report) -> the slice's file on this machine."""
+Resolve = Callable[[ModelRef, int, int, Callable[[str, int, int], None]], Path]
+"""(model, first layer, end layer, report) -> the slice's file on this machine."""
 
 SILENCE = 10.0
 """Seconds without a message after which the coordinator, which pings every second, is taken for gone."""
@@ -205,7 +205,7 @@ class _Compute:
             if not self._stopping:
                 self._post(Progress(what, done, total))
 
-        path = self._resolve(load.model, load.first, load.end, load.n_stages, report)
+        path = self._resolve(load.model, load.first, load.end, report)
         self._runner = SliceRunner(load, str(path), report)
         if load.following is not None:
             self._following = Link(self._network.context, load.following, ToCoordinator)
@@ -217,7 +217,7 @@ class _Compute:
         if self._runs is None:
             return self.inbox.get()
         while not self._stopping:
-            if not self._runs.poll(0.1):
+            if not self._runs.poll(0.1, self._load.active):
                 continue
             peer, message, payload = self._runs.receive()
             match message:
