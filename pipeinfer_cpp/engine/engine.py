@@ -270,7 +270,6 @@ class Engine:
         if not dead:
             return
         self.stats.wasted += len(dead)
-        cancelled = []
         ends: dict[int, int] = {}
         for node in dead:
             if node.run is not None:
@@ -278,8 +277,6 @@ class Engine:
                 flight = self.in_flight.get(node.run)
                 if flight is not None:
                     flight.alive -= 1
-                    if flight.alive == 0:
-                        cancelled.append(node.run)
         live = {n.seq for n in self._tree.root.subtree()} | {MAIN}
         for seq in {n.seq for n in dead} - live:
             if seq in ends:
@@ -287,9 +284,17 @@ class Engine:
             self.pool.give(seq)
         for seq in live & ends.keys():
             self._ops.append(rm(seq, ends[seq]))
-        self._cancel(cancelled)
+        self._cancel()
 
-    def _cancel(self, runs: list[int]) -> None:
+    def _cancel(self) -> None:
+        """Cancel the dead runs. With side branches a dead run may hold cells that the dead rows of a live
+        one build on; it is computed to the end then, as no stage can decode rows without their past."""
+        needed: set[int] = set()
+        for run in sorted(self.in_flight, reverse=True):
+            flight = self.in_flight[run]
+            if flight.alive or run in needed:
+                needed |= flight.needs
+        runs = [r for r, f in self.in_flight.items() if not (f.alive or f.cancelled or r in needed)]
         if not runs:
             return
         self.stats.cancelled += len(runs)
@@ -307,7 +312,7 @@ class Engine:
         alive = [r for r, f in self.in_flight.items() if f.alive]
         for run in alive:
             self.in_flight[run].alive = 0
-        self._cancel(alive)
+        self._cancel()
         self._chunks.clear()
         self.cached = self.tokens[:cached]
         self._ops.append(rm(MAIN, cached))
@@ -401,12 +406,14 @@ class Engine:
 
     def _dispatch(self, nodes: list[Node], speculative: bool) -> None:
         rows = []
+        needs = {n.parent.run for n in nodes if n.parent is not None and n.parent.run in self.in_flight}
         for node in nodes:
             parent = node.parent
             if node.seq != MAIN and parent is not None and parent.seq != node.seq:
                 self._ops.append(cp(parent.seq, node.seq, 0, node.pos))
             rows.append(Row(node.token, node.pos, node.seq, node.id, node.parent_id, True))
         run = self._send("decode", rows, alive=len(rows), speculative=speculative)
+        self.in_flight[run].needs = frozenset(r for r in needs if r is not None)
         for node in nodes:
             node.run = run
 

@@ -44,3 +44,5 @@ class InFlight:
     """Rows whose node is still live; the run is dead at 0."""
     stages: set[int] = field(default_factory=set)
     cancelled: bool = False
+    needs: frozenset[int] = frozenset()
+    """Runs whose KV cells its rows build on: they cannot be skipped while this one is computed."""

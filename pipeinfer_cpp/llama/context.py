@@ -109,7 +109,9 @@ class SliceContext:
             raise Aborted
         if code != 0:
             reason = {1: "no KV cell is free", -1: "the rows are not valid"}.get(code, "an internal error")
-            raise PipeInferError(f"llama_decode returned {code} ({reason}) for {n} rows from position {pos[0]}.")
+            rows = ", ".join(f"{s}:{p}" for s, p in zip(seq.tolist(), pos.tolist(), strict=True))
+            said = " ".join(log_text(3).split())
+            raise PipeInferError(f"llama_decode returned {code} ({reason}) for the rows {rows}; it said: {said}")
         if self.last:
             logits = lib.llama_get_logits(self._ctx)
             n_out = n if wanted is None else int(np.count_nonzero(wanted))
