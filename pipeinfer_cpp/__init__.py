@@ -1,10 +1,10 @@
 """PipeInfer over llama.cpp: a big model in slices on several processes, sped up by asynchronous speculation.
 
-    from pipeinfer_cpp import Pipeline
+from pipeinfer_cpp import Pipeline
 
-    with Pipeline.local(pair="demo", stages=2) as p:
-        for token in p.generate("Once upon a time"):
-            print(token.text, end="", flush=True)
+with Pipeline.local(pair="demo", stages=2) as p:
+    for token in p.generate("Once upon a time"):
+        print(token.text, end="", flush=True)
 """
 
 from __future__ import annotations

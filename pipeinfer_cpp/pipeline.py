@@ -1,15 +1,14 @@
 """The public API: a pipeline of llama.cpp processes that generates.
 
-    with Pipeline.local(pair="demo", stages=2) as p:
-        for token in p.generate("Once upon a time"):
-            print(token.text, end="", flush=True)
+with Pipeline.local(pair="demo", stages=2) as p:
+    for token in p.generate("Once upon a time"):
+        print(token.text, end="", flush=True)
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
-import os
 import secrets
 import time
 import weakref
@@ -23,7 +22,7 @@ from pipeinfer_cpp.cluster.driver import Driver, Turn
 from pipeinfer_cpp.cluster.launch import Process, SocketDir
 from pipeinfer_cpp.cluster.plan import Plan, make_plan
 from pipeinfer_cpp.cluster.session import Peer, load
-from pipeinfer_cpp.engine import CostCurve, Settings
+from pipeinfer_cpp.engine import CostCurve
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.sampler import Sampler
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
@@ -126,9 +125,7 @@ class Pipeline:
         self.exact = plan.exact
         self.kv_type = loaded[0].kv_type
         safe = min(m.safe_width for m in loaded) if plan.exact else plan.settings.max_rows
-        self.settings = replace(
-            plan.settings, max_rows=min(safe, plan.settings.max_rows), eog=self.vocabulary.eog
-        )
+        self.settings = replace(plan.settings, max_rows=min(safe, plan.settings.max_rows), eog=self.vocabulary.eog)
         self.last: Result | None = None
         self.driver = Driver(
             network,
@@ -174,6 +171,8 @@ class Pipeline:
         What the stages still hold of an earlier prompt with the same beginning is not computed again.
         Raises UserError for a prompt that does not fit the context.
         """
+        if self.driver.failure is not None:
+            raise PipeInferError(f"This pipeline has ended: {self.driver.failure}")
         sampling = sampling or Sampling()
         sampling.check()
         tokens = self.vocabulary.tokenize(prompt, begin=True) if isinstance(prompt, str) else list(prompt)
@@ -189,8 +188,6 @@ class Pipeline:
         if not all(0 <= t < self.vocabulary.size for t in tokens):
             raise UserError(f"The prompt has token ids outside of the vocabulary (0 to {self.vocabulary.size - 1}).")
         self.check_grammar(sampling)
-        if self.driver.failure is not None:
-            raise PipeInferError(f"This pipeline has ended: {self.driver.failure}")
         turn = Turn(tuple(tokens), max_tokens, sampling, tuple(stop))
         generation = _Remembered(self, turn)
         self.driver.begin(turn)
@@ -241,5 +238,3 @@ class _Remembered(Generation):
     def _end(self, item: Result | BaseException) -> None:
         super()._end(item)
         self._pipeline.last = self.result
-
-

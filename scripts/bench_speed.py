@@ -87,6 +87,7 @@ def stretched(
         stages=n,
         stretch=[Stretch(f, further) for f in firsts],
         draft_stretch=Stretch(draft_s),
+        kv_type="q8_0",  # the draft's too: the oracle must round as the target does
     ) as pipeline:
         yield pipeline
 
@@ -261,7 +262,8 @@ def part_uneven(args: argparse.Namespace) -> dict[str, Any]:
             prompt = pipeline.vocabulary.tokenize(row["text"], begin=True)
             parts.append(timed(pipeline, prompt, 2 * args.tokens, mode="async"))
             console.print(f"  {parts[-1].speed:.1f} tokens/s")
-    return {"tokens_per_s": pooled(parts)}
+    accepted = pipeline.last.draft.acceptance if pipeline.last else None
+    return {"tokens_per_s": pooled(parts), "oracle_acceptance": accepted}
 
 
 # ------------------------------------------------------------------------------------------ report

@@ -61,6 +61,8 @@ class Driver:
         self.trace = Trace(len(stages)) if trace else None
         self.failure: BaseException | None = None
         self.draft_note = ""
+        self.held: dict[str, tuple[int, ...]] = {}
+        """What the stages' KV caches held at the end of the last turn: see messages.RunHeader."""
         self._wakeup = Wakeup(network.context, f"driver-{id(self)}")
         self._commands: deque[Callable[[], None]] = deque()
         self._turn: Turn | None = None
@@ -151,6 +153,7 @@ class Driver:
                     due, self._wake = self._wake, None
                     self._feed(ev.Tick(), max(due, clock()))
                 self._patrol()
+            raise PipeInferError("This pipeline was closed.")
         except BaseException as error:
             self.failure = error
             if self._turn is not None:
@@ -160,8 +163,11 @@ class Driver:
     def _receive(self, peer: Peer, link: Link[msg.ToCoordinator]) -> None:
         while (message := link.receive()) is not None:
             match message:
-                case msg.RunBack(run, dead, draws, memory):
+                case msg.RunBack(run, dead, draws, memory, held):
                     self._tally.memory_mb.update(memory)
+                    self.held = held or self.held
+                    if self.trace is not None:
+                        self.trace.instant("coordinator", f"back {run}", clock(), run=run, dead=dead)
                     self._feed(ev.RunDone(run, () if dead else draws))
                 case msg.StageReady():
                     self._stage_ready(peer, message)
@@ -169,7 +175,7 @@ class Driver:
                     self._drafted(message)
                 case msg.Failed(reason) if peer is self._draft:
                     self._lose_draft(reason)
-                case msg.Failed(reason):
+                case msg.Failed(reason) if peer in self._stages:
                     raise WorkerDied(f"{peer.name} failed: {reason.rstrip('.')}.")
 
     def _begin(self, turn: Turn) -> None:
@@ -232,7 +238,16 @@ class Driver:
                     self._tally.wire_bytes += sent
                 if self.trace is not None:
                     now = clock()
-                    self.trace.instant("coordinator", f"dispatch {run.id}", now, run=run.id, rows=len(run.rows))
+                    first = run.rows[0].pos if run.rows else -1
+                    self.trace.instant(
+                        "coordinator",
+                        f"dispatch {run.id}",
+                        now,
+                        run=run.id,
+                        kind=run.kind,
+                        pos=first,
+                        rows=len(run.rows),
+                    )
                     self.trace.counter("in flight", now, len(self.engine.in_flight))
             case ev.Cancel(runs):
                 for stage in self._stages:

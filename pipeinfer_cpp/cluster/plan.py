@@ -107,7 +107,9 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
     n_local = sum(a is None for a in addresses) + (draft is not None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = options.threads or max(1, cores // max(n_local, 1))
-    digest = target.sha256(lambda done, total: report("coordinator", "hashing the model", done, total) if report else None)
+    digest = target.sha256(
+        lambda done, total: report("coordinator", "hashing the model", done, total) if report else None
+    )
     plan = Plan(
         options, pair, target, draft, ranges, addresses, settings, exact, threads, n_local * threads > cores, digest
     )
@@ -133,7 +135,9 @@ def _models(options: Options) -> tuple[Pair | None, Path, Path | None]:
     for part, model in (("target", pair.target), ("draft", pair.draft)):
         path = model.local() if model is not None else None
         if model is not None and path is None:
-            raise UserError(f"The {part} of {pair.name} is not on this machine: run `pipeinfer models pull {pair.name}`.")
+            raise UserError(
+                f"The {part} of {pair.name} is not on this machine: run `pipeinfer models pull {pair.name}`."
+            )
         files.append(path)
     draft = Path(options.draft) if options.draft is not None else files[1]
     assert files[0] is not None

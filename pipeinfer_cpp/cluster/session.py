@@ -62,21 +62,27 @@ class Peer:
         if self._broken:
             if self.process is not None:
                 time.sleep(0.05)  # the socket closes a moment before the process is reaped
-                death = self.process.death() or "closed its connection"
+                death = self.process.death() or "does not answer any more, though its process is there"
                 raise WorkerDied(f"{self.name} {death}.")
             raise WorkerDied(f"{self.name} at {self.address} is gone: see what it printed on its machine.")
 
     def greet(self, session: str, timeout: float) -> None:
         """Hello, Welcome. Raises UserError when it is unreachable or of another version."""
         self.link.send(Hello(PROTOCOL, package_version(), llama_version(), "coordinator", session))
-        welcome = self.wait(Welcome, timeout)
+        try:
+            welcome = self.wait(Welcome, timeout)
+        except WorkerDied as error:
+            if not self.remote:
+                raise
+            raise UserError(f"What listens at {self.address} is no pipeinfer stage (for {self.name}).") from error
         if welcome.runs is not None:
             self.runs = Link(self._network.context, welcome.runs, ToCoordinator)
             self.runs.send(Hello(PROTOCOL, package_version(), llama_version(), "runs", session))
         if self.remote:
             sent = clock()
             self.link.send(Ping(sent))
-            pong = self.wait(Pong, timeout)
+            while (pong := self.wait(Pong, timeout)).sent != sent:
+                pass  # stages send some unasked, to see whether anyone is there
             self.offset = pong.clock - (sent + clock()) / 2
 
     def wait(

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
-
-Progress = Callable[[str, int, int], None]
-"""(file name, bytes done, bytes in all)"""
+from pipeinfer_cpp.models.download import Progress, download
 
 
 @dataclass(frozen=True)
@@ -58,59 +54,9 @@ def pull(model: ModelFile, progress: Progress | None = None) -> Path:
         return here
     if model.path is not None:
         raise UserError(f"{model.path} does not exist, and models.toml names no place to fetch it from.")
-    first: Path | None = None
     for name in model.names:
-        path = _fetch(str(model.repo), name, progress)
-        first = first or path
-    assert first is not None
-    return first
-
-
-def _fetch(repo: str, name: str, progress: Progress | None) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(hf_hub_download(repo, name, tqdm_class=_bar(name, progress)))
-    except GatedRepoError as error:
-        raise UserError(
-            f"{repo} wants you to accept its licence: do so on its page, then log in with `hf auth login`."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise PipeInferError(f"{repo}/{name} cannot be fetched: no connection to Hugging Face. Try again.") from error
-    except (RepositoryNotFoundError, EntryNotFoundError) as error:
-        raise UserError(f"{repo}/{name} does not exist on Hugging Face: check repo and file in models.toml.") from error
-    except OSError as error:
-        raise PipeInferError(f"{repo}/{name} could not be stored or fetched: {error}. Run the pull again.") from error
-    except Exception as error:  # the hub's client raises its transport's own errors
-        raise PipeInferError(f"{repo}/{name} could not be fetched: {error}. Run the pull again to go on.") from error
-
-
-def _bar(name: str, progress: Progress | None) -> Any:
-    """huggingface_hub reports through a tqdm class; this one calls us instead of drawing."""
-    from tqdm import tqdm
-
-    class Bar(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs["disable"] = progress is None
-            kwargs.pop("name", None)
-            super().__init__(*args, **kwargs)
-
-        def display(self, *args: Any, **kwargs: Any) -> bool:
-            if progress is not None:
-                progress(name, int(self.n), int(self.total or 0))
-            return True
-
-        def clear(self, *args: Any, **kwargs: Any) -> None:
-            pass
-
-        def close(self) -> None:
-            if progress is not None:
-                progress(name, int(self.n), int(self.total or 0))
-
-    return Bar
+        download(str(model.repo), name, progress)
+    here = model.local()
+    if here is None:  # its parts are of different states of the repository
+        raise PipeInferError(f"{model.name} was changed on Hugging Face while it was fetched. Run the pull again.")
+    return here

@@ -60,7 +60,7 @@ class PairEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Registry(msgspec.Struct, forbid_unknown_fields=True):
-    pair: dict[str, PairEntry] = {}
+    pair: dict[str, dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -120,22 +120,27 @@ def load_registry(extra: Path | None = None) -> Registry:
         files.append((extra, extra.resolve().parent))
     pairs: dict[str, Pair] = {}
     for path, base in files:
-        for name, entry in _read(path).pair.items():
+        for name, entry in _read(path).items():
             pairs[name] = _merge(path, base, name, entry, pairs.get(name))
     return Registry(pairs)
 
 
-def _read(path: Path) -> _Registry:
+def _read(path: Path) -> dict[str, PairEntry]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}.") from error
+    where = ""
     try:
-        return msgspec.convert(data, _Registry)
+        entries = {}
+        for name, entry in msgspec.convert(data, _Registry).pair.items():
+            where = f", pair {name!r}"
+            entries[name] = msgspec.convert(entry, PairEntry)
+        return entries
     except msgspec.ValidationError as error:
-        raise UserError(f"{path} is not a valid models.toml: {error}.") from error
+        raise UserError(f"{path} is not a valid models.toml{where}: {error}.") from error
 
 
 def _merge(path: Path, base: Path, name: str, entry: PairEntry, old: Pair | None) -> Pair:
@@ -168,8 +173,13 @@ def _file(path: Path, base: Path, name: str, part: str, entry: FileEntry | None)
     if entry is None:
         return None
     if entry.path is not None and entry.repo is None and entry.file is None:
-        given = Path(entry.path).expanduser()
+        given = Path(os.path.expanduser(entry.path))
         return ModelFile(path=given if given.is_absolute() else base / given, size=entry.size)
     if entry.repo is not None and entry.file is not None and entry.path is None:
+        if entry.parts != 1 and not entry.file.endswith(f"-00001-of-{entry.parts:05d}.gguf"):
+            raise UserError(
+                f"{path}: {part} of pair {name!r} has parts = {entry.parts}, "
+                f"and its file does not end in -00001-of-{max(entry.parts, 0):05d}.gguf."
+            )
         return ModelFile(repo=entry.repo, file=entry.file, parts=entry.parts, size=entry.size)
     raise UserError(f"{path}: {part} of pair {name!r} needs either path, or repo and file.")

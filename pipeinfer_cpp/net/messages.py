@@ -145,6 +145,8 @@ class RunHeader(Message, frozen=True):
     dead: bool = False
     memory: dict[str, float] = {}
     """On an `end` header: resident megabytes by stage, added as it passes."""
+    held: dict[str, tuple[int, ...]] = {}
+    """On an `end` header: by stage, the last cached position of each sequence id (-1: none)."""
 
 
 class Cancel(Message, frozen=True):
@@ -227,6 +229,7 @@ class RunBack(Message, frozen=True):
     dead: bool
     draws: tuple[tuple[int, float], ...]
     memory: dict[str, float] = {}
+    held: dict[str, tuple[int, ...]] = {}
 
 
 class Drafted(Message, frozen=True):

@@ -7,6 +7,7 @@ messages in while another thread computes.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -16,7 +17,7 @@ import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.net.messages import Message
 
 T = TypeVar("T")
@@ -28,13 +29,14 @@ SILENCE_MS = 1900
 """A peer that is silent for this long is gone (ZeroMQ answers heartbeats, also while Python computes)."""
 
 
-def _prepare(socket: zmq.Socket[bytes]) -> None:
+def _prepare(socket: zmq.Socket[bytes], heartbeats: bool) -> None:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
+    if heartbeats:
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:
@@ -69,7 +71,7 @@ class Link(Generic[T]):
     def __init__(self, context: zmq.Context[Any], address: str, kind: Any) -> None:
         self.address = address
         self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-        _prepare(self._socket)
+        _prepare(self._socket, heartbeats=True)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -92,14 +94,14 @@ class Link(Generic[T]):
     def receive(self, timeout: float = 0.0) -> T | None:
         """The next message, or None after `timeout` seconds."""
         # Asking for the events is ten times cheaper than a poll, and this is asked twice a message.
-        if not _readable(self._socket) and not (
-            timeout > 0 and self._socket.poll(int(timeout * 1000))
-        ):
+        if not _readable(self._socket) and not (timeout > 0 and self._socket.poll(int(timeout * 1000))):
             return None
         try:
             message: T = self._decode.decode(self._socket.recv())
         except msgspec.MsgspecError as error:
-            raise PipeInferError(f"{self.address} does not speak this protocol: {error}.") from error
+            raise UserError(
+                f"{self.address} speaks another protocol: install the same version on both machines ({error})."
+            ) from error
         return message
 
     def broken(self) -> bool:
@@ -120,7 +122,9 @@ class Server(Generic[T]):
 
     def __init__(self, context: zmq.Context[Any], address: str, kind: Any) -> None:
         self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-        _prepare(self._socket)
+        # On one machine a silent client is one that was suspended (Ctrl-Z): it may come back.
+        _prepare(self._socket, heartbeats=address.startswith("tcp:"))
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind)
         self._poller = zmq.Poller()
@@ -150,33 +154,43 @@ class Server(Generic[T]):
         """True when a message waits, false after `seconds`. See Selector.wait for `active`."""
         return _readable(self._socket) or bool(_poll(self._poller, seconds, active))
 
-    def send(self, peer: bytes, message: Message) -> None:
-        """To a peer; nothing happens when it is gone."""
-        self._socket.send_multipart([peer, self._encode(message)])
+    def send(self, peer: bytes, message: Message) -> bool:
+        """To a peer. False when it is gone: its connection was closed, or fell silent."""
+        try:
+            self._socket.send_multipart([peer, self._encode(message)])
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         self._socket.close(0)
 
 
 class Wakeup:
-    """Wakes a loop that waits on sockets, from any one other thread at a time."""
+    """Wakes a loop that waits on sockets, from any other thread (and from its signal handlers)."""
 
     def __init__(self, context: zmq.Context[Any], name: str) -> None:
+        self._lock = threading.RLock()
         self._pull: zmq.Socket[bytes] = context.socket(zmq.PAIR)
         self._pull.bind(f"inproc://{name}")
         self._push: zmq.Socket[bytes] = context.socket(zmq.PAIR)
         self._push.connect(f"inproc://{name}")
 
     def __call__(self) -> None:
-        self._push.send(b"")
+        with self._lock:
+            if not self._push.closed:
+                self._push.send(b"")
 
     def drain(self) -> None:
         while self._pull.poll(0):
             self._pull.recv()
 
     def close(self) -> None:
-        self._push.close(0)
-        self._pull.close(0)
+        with self._lock:
+            self._push.close(0)
+            self._pull.close(0)
 
 
 class Selector:

@@ -166,8 +166,10 @@ class Cluster:
         if following < len(self.stages):
             self.clock.at(self.clock.now + self.hop, lambda: self.stages[following].receive(run, dead))
         else:
-            draws = () if dead else tuple(
-                (self.world.target(stage.history(r.seq, r.pos)), -1.0) for r in run.rows if r.draw
+            draws = (
+                ()
+                if dead
+                else tuple((self.world.target(stage.history(r.seq, r.pos)), -1.0) for r in run.rows if r.draw)
             )
             self._later(ev.RunDone(run.id, draws))
 

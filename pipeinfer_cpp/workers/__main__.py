@@ -13,9 +13,7 @@ from pipeinfer_cpp.net.sockets import Network
 from pipeinfer_cpp.workers.lifeline import follow_parent
 
 
-def _given_slice(
-    model: ModelRef, first: int, end: int, report: Callable[[str, int, int], None]
-) -> Path:
+def _given_slice(model: ModelRef, first: int, end: int, report: Callable[[str, int, int], None]) -> Path:
     """On the coordinator's own machine the path is right."""
     from pipeinfer_cpp.workers.resolve import slice_of
 

@@ -11,8 +11,8 @@ import numpy as np
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
 from pipeinfer_cpp.llama.sampler import Sampler, draft_sampler
 from pipeinfer_cpp.net.messages import (
-    Drafted,
     DraftDrop,
+    Drafted,
     DraftFork,
     DraftReset,
     DraftRoom,

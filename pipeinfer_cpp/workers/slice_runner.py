@@ -46,8 +46,13 @@ class SliceRunner:
         self._current = -1
         self._cut_short = threading.Event()
         self._samplers = PathSamplers(context.vocab, context.n_vocab) if self.last else None
+        self._n_seq = options.n_seq
         setup = f"{kv_type}|{options.flash_attn}|{options.threads}|{options.gpu_layers}|{load.first}-{load.end}"
-        curve, safe = probe(context, load.model.sha256, setup, load.max_rows, load.exact, report)
+        try:
+            curve, safe = probe(context, load.model.sha256, setup, load.max_rows, load.exact, report)
+        except BaseException:
+            self.close()
+            raise
         if self._stretch:
             curve = {w: max(s, self._stretched(w)) for w, s in curve.items()}
         self.loaded = Loaded(curve, safe, kv_type, resident_mb())
@@ -92,6 +97,10 @@ class SliceRunner:
         finally:
             with self._lock:
                 self._current = -1
+
+    def held(self) -> tuple[int, ...]:
+        """The last cached position of each sequence id, -1 for an empty one."""
+        return tuple(self._ctx.seq_span(seq)[1] for seq in range(self._n_seq))
 
     def close(self) -> None:
         if self._samplers is not None:

@@ -57,7 +57,16 @@ class Source:
 
 
 def fill(
-    queue: Any, progress: Any, data: str, rows: int, ctx: int, seed: int, i: int, n: int, chat_from: float, mixes: list[str]
+    queue: Any,
+    progress: Any,
+    data: str,
+    rows: int,
+    ctx: int,
+    seed: int,
+    i: int,
+    n: int,
+    chat_from: float,
+    mixes: list[str],
 ) -> None:
     """Process i of n: put batches of `rows` x (ctx + 1) ids into the queue, for ever.
 

@@ -119,7 +119,7 @@ def train_tokenizer(train: Documents, n_vocab: int) -> Any:
     chosen = (d for k, share in TOKENIZER_SHARES.items() for d in train[k] if r.random() < share)
     tokenizer.train_from_iterator((re.sub(r"<\|im_\w+\|>", "", d) for d in chosen), trainer)
     if tokenizer.get_vocab_size() != n_vocab:
-        raise SystemExit(f"The text gave {tokenizer.get_vocab_size()} tokens, not --vocab {n_vocab}: there is too little.")
+        raise SystemExit(f"Too little text: it gave {tokenizer.get_vocab_size()} tokens, not --vocab {n_vocab}.")
     return tokenizer
 
 

@@ -1,24 +1,46 @@
-"""Held-out loss of each model by source, in PyTorch on the CPU: python heldout_loss.py --data DATA NAME=Q8PREFIX ..."""
+"""Held-out loss of models by source, in PyTorch on the CPU, in nats per token over 512-token windows.
+
+python heldout_loss.py --data DATA target=OUT/target.q8 draft=OUT/draft.q8 weak=OUT/weak.q8
+"""
+
+from __future__ import annotations
+
+import argparse
 import json
-import sys
+from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from export_gguf import load, torch_model
+from export_gguf import load
+from needs import need
 
-data = sys.argv[sys.argv.index("--data") + 1]
-flat = np.load(data + "/heldout.npy").astype(np.int64)
-meta = json.load(open(data + "/heldout_tokens.json"))
-for spec in sys.argv[1:]:
-    if "=" not in spec:
-        continue
-    n, q = spec.split("=")
-    m = torch_model(*load(n, q))
-    out = {}
-    with torch.no_grad():
-        for k, (lo, hi, _) in meta.items():
-            rows = min(6, (hi - lo - 1) // 512)
-            x = torch.from_numpy(flat[lo:lo + rows * 512 + 1])
-            out[k] = round(F.cross_entropy(m(x[:-1].view(rows, 512)).flatten(0, 1), x[1:]).item(), 3)
-    print(n, json.dumps(out), flush=True)
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("models", nargs="+", metavar="NAME=Q8PREFIX")
+    ap.add_argument("--data", type=Path, required=True)
+    a = ap.parse_args()
+    need("torch", "numpy")
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from model import Llama
+
+    flat = np.load(a.data / "heldout.npy").astype(np.int64)
+    ranges = json.loads((a.data / "heldout_tokens.json").read_text())
+    for spec in a.models:
+        name, _, prefix = spec.partition("=")
+        config, tensors = load(name, prefix)
+        model = Llama(config, torch.float32).load(tensors).eval()
+        losses = {}
+        for k, (first, end, _) in ranges.items():
+            rows = min(6, (end - first - 1) // 512)
+            if rows < 1:
+                continue
+            ids = torch.from_numpy(flat[first : first + rows * 512 + 1])
+            with torch.no_grad():
+                logits = model(ids[:-1].view(rows, 512)).flatten(0, 1)
+            losses[k] = round(F.cross_entropy(logits, ids[1:]).item(), 3)
+        print(name, json.dumps(losses), flush=True)
+
+
+if __name__ == "__main__":
+    main()

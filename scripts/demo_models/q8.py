@@ -53,5 +53,5 @@ def load_q8(config: Config, prefix: str) -> Tensors:
         out[name] = (raw if len(shape) == 2 else np.frombuffer(raw, np.float32), shape)
         pos += size
     if pos != len(data):
-        raise SystemExit(f"{prefix}.* holds {len(data)} bytes, a model of this size {pos}: wrong NAME, or pieces missing.")
+        raise SystemExit(f"{prefix}.* holds {len(data)} bytes, such a model {pos}: wrong NAME, or pieces missing.")
     return out

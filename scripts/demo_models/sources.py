@@ -151,7 +151,8 @@ def schema_guided(mirrors: str) -> list[str]:
     for path in repo.ls("train/") + repo.ls("dev/") + repo.ls("test/"):
         text = repo.find(path) if "dialogues_" in path else None  # files over 4 MiB were not in the clone used
         for dialogue in json.loads(text or "[]"):
-            turns = [("user" if x["speaker"] == "USER" else "assistant", norm(x["utterance"])) for x in dialogue["turns"]]
+            roles = {"USER": "user", "SYSTEM": "assistant"}
+            turns = [(roles[x["speaker"]], norm(x["utterance"])) for x in dialogue["turns"]]
             out.append(chatml([("system", "You help people to find and book things."), *turns]))
     return out
 

@@ -11,20 +11,27 @@ from text import EOT, chatml, norm
 CASED = ("gusjengis/toy-RNN", "data/tinystories_sample.txt", "e4c7ff8bba4ff7989e69a3a816ebe4b14813b41e")
 LOWER = ("Arnoochka/Transformer-Parallelism", "tinystories.txt", "911b9e732fbe6d228ba0feacbd6735395f0d279e")
 
-NO_NAMES = set("it out him her them for the a my me to his and by over back from after".split())
-SAYING = "said asked replied cried shouted called yelled exclaimed"
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+NO_NAMES = set(_words("it out him her them for the a my me to his and by over back from after"))
+SAYING = _words("said asked replied cried shouted called yelled exclaimed")
 STOP = set(
-    "once upon time there was were they their them with that this from have into then when what would could about "
-    "little named said wanted after very loved went play played other some together".split()
+    _words(
+        "once upon time there was were they their them with that this from have into then when what would could about "
+        "little named said wanted after very loved went play played other some together"
+    )
 )
-GIRLS = (
+GIRLS = _words(
     "Lily Mia Anna Sue Lucy Amy Sara Sarah Jane Emma Daisy Molly Ella Lisa Jenny Kate Rose Grace Sally Mary Zoe Bella "
     "Nina Ruby Clara"
-).split()
-BOYS = (
+)
+BOYS = _words(
     "Tim Tom Ben Max Sam Jack Joe John Billy Bob Timmy Tommy Jim Dan Mike Leo Peter Fred Adam Luke Henry Oscar Charlie "
     "Jake Noah"
-).split()
+)
 
 
 def tinystories(mirrors: str) -> list[str]:
@@ -75,18 +82,15 @@ def _capitals(story: str, names: set[str]) -> str:
         return word.capitalize() if word in names or word.split("'")[0] in names | {"i"} else word
 
     story = re.sub(r"[a-z][a-z']*", name, story)
-    story = re.sub(
-        r'(^|\n|[.!?] |[.!?]" |^"|[\s]")([a-z])', lambda m: m.group(1) + m.group(2).upper(), story
-    )
+    story = re.sub(r'(^|\n|[.!?] |[.!?]" |^"|[\s]")([a-z])', lambda m: m.group(1) + m.group(2).upper(), story)
     # After a quotation that ends in ! or ?, a lower-case verb of saying follows.
-    verbs = SAYING.split()
-    capital = [v.capitalize() for v in verbs]
+    capital = [v.capitalize() for v in SAYING]
 
     def after_quote(match: re.Match[str]) -> str:
         quote, word, verb = match.groups()
         return quote + (word.lower() if verb or word in capital else word) + verb
 
-    pattern = rf'([!?]" )(She|He|They|It|The|{"|".join(capital)})\b({"|".join(" " + v for v in verbs)}|)'
+    pattern = rf'([!?]" )(She|He|They|It|The|{"|".join(capital)})\b({"|".join(" " + v for v in SAYING)}|)'
     return re.sub(pattern, after_quote, story)
 
 

@@ -43,7 +43,7 @@ class Log:
         self.file.flush()
 
 
-def evaluate(model: Any, data: Path, ctx: int, device: str, teacher: Any = None, n_rows: int = 24) -> dict[str, list[float]]:
+def evaluate(model: Any, data: Path, ctx: int, device: str, teacher: Any) -> dict[str, list[float]]:
     """Held-out loss in nats per token (and top-1 agreement with the teacher) by source."""
     import numpy as np
     import torch
@@ -53,7 +53,7 @@ def evaluate(model: Any, data: Path, ctx: int, device: str, teacher: Any = None,
     model.eval()
     result = {}
     for k, (first, end, _) in json.loads((data / "heldout_tokens.json").read_text()).items():
-        rows = min(n_rows, (end - first - 1) // ctx)
+        rows = min(24, (end - first - 1) // ctx)
         if rows < 1:
             continue
         ids = torch.from_numpy(flat[first : first + rows * ctx + 1].astype(np.int64)).to(device)
@@ -174,7 +174,8 @@ def train(a: argparse.Namespace) -> None:
         if step % 100 == 0:
             rate = tokens / (time.time() - start)
             say(
-                f"step {step} progress {progress.value:.3f} loss {mean.item():.4f} lr {scale:.3f} {rate / 1e3:.0f}k tok/s "
+                f"step {step} progress {progress.value:.3f} loss {mean.item():.4f} lr {scale:.3f} "
+                f"{rate / 1e3:.0f}k tok/s "
                 f"{rate * config.flops_per_token(a.ctx) / 1e12:.1f} TFLOP/s tokens {tokens / 1e6:.0f}M"
             )
         if progress.value >= 1:

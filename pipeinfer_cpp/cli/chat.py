@@ -1,0 +1,105 @@
+"""`pipeinfer chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeinfer_cpp.cli.common import DEFAULT_PAIR, PipelineOptions, SamplingOptions
+from pipeinfer_cpp.cli.groups import with_options
+from pipeinfer_cpp.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeinfer_cpp.chat_template import ChatTemplate
+    from pipeinfer_cpp.models import ModelFile
+    from pipeinfer_cpp.pipeline import Pipeline
+
+
+@with_options(PipelineOptions, SamplingOptions)
+def chat(
+    pipeline_options: PipelineOptions,
+    sampling_options: SamplingOptions,
+    system: Annotated[str, typer.Option(help="The system prompt.", metavar="TEXT")] = "",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens of an answer at most.")] = 512,
+    show_draft: Annotated[
+        bool, typer.Option("--show-draft", help="Colour each token by where it came from: draft, sibling or target.")
+    ] = False,
+) -> None:
+    """Chat with a model. Ctrl-C ends an answer; /help lists what can be done between answers."""
+    sampling = sampling_options.sampling()
+    options = pipeline_options.options()
+    if max_tokens < 1:
+        raise UserError("--max-tokens must be at least 1.")
+    if options.pair is not None:
+        _offer_to_pull(options.pair, Path(options.models) if options.models else None)
+
+    from pipeinfer_cpp.cli.chat_session import ChatSession
+    from pipeinfer_cpp.cli.chat_settings import ChatSettings
+    from pipeinfer_cpp.cli.opened import opened
+    from pipeinfer_cpp.cli.reader import Reader
+    from pipeinfer_cpp.conversation import Conversation
+    from pipeinfer_cpp.ui.consoles import notice
+
+    with opened(options) as pipeline:
+        pipeline.check_grammar(sampling)
+        conversation = Conversation(
+            template_of(pipeline),
+            pipeline.vocabulary,
+            pipeline.settings.n_ctx,
+            model=pipeline.plan.target_hash,
+            system=system,
+        )
+        stop = tuple(sampling_options.stop or ())
+        settings = ChatSettings(
+            pipeline, conversation, sampling, max_tokens=max_tokens, stop=stop, show_draft=show_draft
+        )
+        reader = Reader()
+        if reader.interactive:
+            notice(f"Chatting with {pipeline.plan.target.name}. /help shows what you can do, Ctrl-D leaves.")
+        ChatSession(pipeline, conversation, settings, reader).run()
+
+
+def template_of(pipeline: Pipeline) -> ChatTemplate:
+    """The GGUF's chat template, else the pair's. Raises UserError when there is neither."""
+    from pipeinfer_cpp.chat_template import ChatTemplate
+
+    plan, vocabulary = pipeline.plan, pipeline.vocabulary
+    source = plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)
+    if not source:
+        raise UserError(
+            f"{plan.target.path.name} has no chat template: give its pair a chat_template in models.toml, "
+            "or use `pipeinfer generate`."
+        )
+    return ChatTemplate(source, bos=vocabulary.name(vocabulary.bos), eos=vocabulary.name(vocabulary.eos))
+
+
+def _offer_to_pull(name: str, models: Path | None) -> None:
+    """Fetch what the pair lacks here, if the user says so. Raises UserError where it stays missing."""
+    from pipeinfer_cpp.models import load_registry
+
+    pair = load_registry(models).pair(name)
+    missing = [model for model in (pair.target, pair.draft) if model is not None and model.local() is None]
+    if not missing or any(model.path is not None for model in missing):
+        return  # nothing to fetch, or a path that is wrong: opening says which
+    what = " and ".join(f"{model.name} ({model.size or 'size unknown'})" for model in missing)
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UserError(f"The pair {name} is not on this machine: run `pipeinfer models pull {name}` first ({what}).")
+    if not typer.confirm(f"{what} is not on this machine. Fetch it now?", default=True, err=True):
+        raise UserError(f"Without its files the pair {name} cannot be used: `pipeinfer models pull {name}` gets them.")
+    fetch(missing)
+
+
+def fetch(missing: list[ModelFile]) -> None:
+    """Pull files with bars."""
+    from pipeinfer_cpp.models import pull
+    from pipeinfer_cpp.ui.progress import transfer
+
+    with transfer() as progress:
+        for model in missing:
+            pull(model, progress)
+
+
+__all__ = ["DEFAULT_PAIR", "chat", "fetch", "template_of"]

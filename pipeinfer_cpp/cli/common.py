@@ -1,0 +1,221 @@
+"""What `chat` and `generate` can be asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeinfer_cpp.cli import parsing
+from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf.splits import parse_shares
+from pipeinfer_cpp.options import Options
+from pipeinfer_cpp.sampling import Sampling
+
+DEFAULT_PAIR = "demo"
+_MODELS, _PIPELINE, _SPECULATION, _SAMPLING = "Models", "Pipeline", "Speculation", "Sampling"
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """Which models, divided how, run how."""
+
+    pair: Annotated[
+        str | None,
+        typer.Option(help="A pair of models.toml (default: demo).", metavar="NAME", rich_help_panel=_MODELS),
+    ] = None
+    target: Annotated[
+        Path | None, typer.Option(help="The target model, a GGUF.", metavar="FILE", rich_help_panel=_MODELS)
+    ] = None
+    draft: Annotated[
+        Path | None, typer.Option(help="Its draft model, a GGUF.", metavar="FILE", rich_help_panel=_MODELS)
+    ] = None
+    models: Annotated[
+        Path | None, typer.Option(help="A further models.toml.", metavar="FILE", rich_help_panel=_MODELS)
+    ] = None
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            help="How many stages to start here (default: 2), or the addresses of stages that run already.",
+            metavar="N|ADDRESS,...",
+            rich_help_panel=_PIPELINE,
+        ),
+    ] = None
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Shares of the layers, one for each stage: 0.3,0.3,0.4.", metavar="SHARES", rich_help_panel=_PIPELINE
+        ),
+    ] = None
+    layers: Annotated[
+        str | None,
+        typer.Option(help="The layers of each stage: 0-9,10-19.", metavar="RANGES", rich_help_panel=_PIPELINE),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads of each process (default: the cores, shared out).", rich_help_panel=_PIPELINE),
+    ] = None
+    ctx_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Positions a conversation can have (default: what the model was trained for, at most 4096).",
+            rich_help_panel=_PIPELINE,
+        ),
+    ] = None
+    kv_type: Annotated[
+        str,
+        typer.Option(
+            help="Type of the KV cache: auto, f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0.", rich_help_panel=_PIPELINE
+        ),
+    ] = "auto"
+    flash_attn: Annotated[
+        bool, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.", rich_help_panel=_PIPELINE)
+    ] = True
+    gpu_layers: Annotated[int, typer.Option(help="Layers of each slice on the GPU.", rich_help_panel=_PIPELINE)] = 0
+    exact: Annotated[
+        bool | None,
+        typer.Option(
+            "--exact/--no-exact",
+            help="Only widths that give the bits of single rows, so that speculation never changes the text "
+            "(default: where all is on CPU with one branch).",
+            rich_help_panel=_PIPELINE,
+        ),
+    ] = None
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="async (PipeInfer), sync (draft, verify, repeat) or off (default: async with a draft, else off).",
+            rich_help_panel=_SPECULATION,
+        ),
+    ] = None
+    draft_max: Annotated[
+        int | None, typer.Option(help="Draft length of --mode sync.", rich_help_panel=_SPECULATION)
+    ] = None
+    branches: Annotated[
+        int | None, typer.Option(help="Paths of the token tree (default: 1).", rich_help_panel=_SPECULATION)
+    ] = None
+    cutoff: Annotated[
+        float | None,
+        typer.Option(help="Confidence below which drafting pauses, 0 to 1.", rich_help_panel=_SPECULATION),
+    ] = None
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Switch a technique off: continuous, multibuffer, cancel, draft-ahead (repeatable).",
+            metavar="TECHNIQUE",
+            rich_help_panel=_SPECULATION,
+        ),
+    ] = None
+    stretch: Annotated[str | None, typer.Option(hidden=True, metavar="MS[:MS],...")] = None
+    draft_stretch: Annotated[str | None, typer.Option(hidden=True, metavar="MS")] = None
+
+    def options(self, *, trace: bool = False) -> Options:
+        """For `Pipeline`. Raises UserError for texts that are no such values."""
+        split = parse_shares(self.split) if self.split is not None else None
+        draft_stretch = parsing.stretch(self.draft_stretch) if self.draft_stretch else None
+        if isinstance(draft_stretch, list):
+            raise UserError("--draft-stretch takes one value: there is one draft worker.")
+        options = Options(
+            pair=self.pair if self.pair or self.target else DEFAULT_PAIR,
+            target=self.target,
+            draft=self.draft,
+            models=self.models,
+            stages=self._stages(split),
+            split=split,
+            layers=self.layers,
+            threads=self.threads,
+            mode=self.mode,
+            ctx=self.ctx_size,
+            kv_type=self.kv_type,
+            flash_attn=self.flash_attn,
+            gpu_layers=self.gpu_layers,
+            exact=self.exact,
+            branches=self.branches,
+            cutoff=self.cutoff,
+            draft_max=self.draft_max,
+            ablate=parsing.names(self.ablate or ()),
+            stretch=parsing.stretch(self.stretch) if self.stretch else None,
+            draft_stretch=draft_stretch,
+            trace=trace,
+        )
+        options.check()
+        return options
+
+    def _stages(self, split: list[float] | None) -> int | list[str]:
+        """Without --stages there are as many as --split or --layers name."""
+        if self.stages is not None:
+            return parsing.stages(self.stages)
+        if split is not None:
+            return len(split)
+        if self.layers is not None:
+            return len(self.layers.split(","))
+        return 2
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are drawn, named as in llama.cpp."""
+
+    temp: Annotated[float, typer.Option(help="Temperature; 0 is greedy.", rich_help_panel=_SAMPLING)] = 0.8
+    top_k: Annotated[int, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 40
+    top_p: Annotated[float, typer.Option(help="1: off.", rich_help_panel=_SAMPLING)] = 0.95
+    min_p: Annotated[float, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 0.05
+    typical: Annotated[float, typer.Option("--typical", "--typical-p", help="1: off.", rich_help_panel=_SAMPLING)] = 1.0
+    repeat_penalty: Annotated[float, typer.Option(help="1: off.", rich_help_panel=_SAMPLING)] = 1.0
+    repeat_last_n: Annotated[
+        int, typer.Option(help="Tokens that the penalties look back.", rich_help_panel=_SAMPLING)
+    ] = 64
+    presence_penalty: Annotated[float, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 0.0
+    frequency_penalty: Annotated[float, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 0.0
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Makes a token likelier or less likely (repeatable).",
+            metavar="ID(+/-)AMOUNT",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None
+    grammar: Annotated[str | None, typer.Option(help="A GBNF grammar.", rich_help_panel=_SAMPLING)] = None
+    grammar_file: Annotated[
+        Path | None, typer.Option(help="The grammar's file.", metavar="FILE", rich_help_panel=_SAMPLING)
+    ] = None
+    json_schema: Annotated[
+        str | None, typer.Option(help="A JSON schema that the text has to fit.", rich_help_panel=_SAMPLING)
+    ] = None
+    json_schema_file: Annotated[
+        Path | None, typer.Option(help="The schema's file.", metavar="FILE", rich_help_panel=_SAMPLING)
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="One seed gives one text, in every mode and split (default: random).", rich_help_panel=_SAMPLING
+        ),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Text at which the generation ends (repeatable).", rich_help_panel=_SAMPLING),
+    ] = None
+
+    def sampling(self) -> Sampling:
+        """Checked; with a random seed where none was given."""
+        plain = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name in Sampling.__struct_fields__
+        }
+        plain.update(
+            typical_p=self.typical,
+            logit_bias=parsing.logit_bias(self.logit_bias or ()),
+            grammar=parsing.text_or_file(self.grammar, self.grammar_file, "--grammar"),
+            json_schema=parsing.text_or_file(self.json_schema, self.json_schema_file, "--json-schema"),
+            seed=secrets.randbits(31) if self.seed is None else self.seed,
+        )
+        if not -(2**63) <= plain["seed"] < 2**64:
+            raise UserError("--seed must be a number of at most 64 bits.")
+        sampling = Sampling(**plain)
+        sampling.check()
+        return sampling

@@ -1,0 +1,106 @@
+"""`pipeinfer stage`: a stage started by hand, for a coordinator on another machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeinfer_cpp.errors import UserError
+
+
+def stage(
+    listen: Annotated[str, typer.Option(help="Where to listen: tcp://HOST:PORT.", metavar="ADDRESS")],
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            help="Listen on a network: nothing is encrypted and whoever reaches the port can use this stage.",
+        ),
+    ] = False,
+    target: Annotated[
+        Path | None, typer.Option(help="This machine's copy of the model, a GGUF.", metavar="FILE")
+    ] = None,
+    pair: Annotated[str | None, typer.Option(help="Or the pair that has it.", metavar="NAME")] = None,
+    models: Annotated[Path | None, typer.Option(help="A further models.toml.", metavar="FILE")] = None,
+) -> None:
+    """Serve a part of a model's layers to a coordinator (chat or generate with --stages ADDRESS,...)."""
+    from pipeinfer_cpp.net.sockets import Network, check_address
+
+    check_address(listen)
+    if not insecure and not is_local(listen):
+        raise UserError(
+            f"{listen} can be reached from other machines, and nothing there is encrypted or asks who comes: "
+            "type --insecure if you trust that network."
+        )
+    own = _own(target, pair, models)
+
+    from pipeinfer_cpp.cli.signals import undisturbed
+    from pipeinfer_cpp.net.messages import ModelRef
+    from pipeinfer_cpp.workers.resolve import find_model, slice_of
+    from pipeinfer_cpp.workers.stage import Stage
+
+    def resolve(model: ModelRef, first: int, end: int, report: Callable[[str, int, int], None]) -> Path:
+        say(f"asked for layers {first}-{end - 1} of {Path(model.path).name} ({model.sha256[:12]})")
+        heard = ""
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal heard
+            if what != heard:
+                heard = what
+                say(what)
+            report(what, done, total)
+
+        return slice_of(find_model(model, own, models, tell), first, end, tell)
+
+    network = Network()
+    worker = Stage(network, listen, resolve, say)
+    say(f"waiting for a coordinator at {listen} (Ctrl-C ends this)")
+    try:
+        worker.serve()
+    finally:
+        with undisturbed():
+            worker.close()
+            network.close()
+            say("ended")
+
+
+def say(text: str) -> None:
+    """One line about what goes on, with the time."""
+    print(time.strftime("%H:%M:%S"), text, file=sys.stdout, flush=True)
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach it."""
+    kind, _, rest = address.partition("://")
+    if kind == "ipc":
+        return True
+    host = rest.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _own(target: Path | None, pair: str | None, models: Path | None) -> Path | None:
+    """The file that was named, checked now rather than when a coordinator asks."""
+    if target is not None and pair is not None:
+        raise UserError("Give --target or --pair, not both.")
+    if pair is not None:
+        from pipeinfer_cpp.models import load_registry
+
+        target = load_registry(models).pair(pair).target.local()
+        if target is None:
+            raise UserError(f"The target of {pair} is not on this machine: run `pipeinfer models pull {pair}`.")
+    if target is not None:
+        from pipeinfer_cpp.gguf import Source
+
+        Source.open(target)
+    return target

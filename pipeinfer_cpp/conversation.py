@@ -1,0 +1,217 @@
+"""A conversation of several turns as token lists that begin with what the stages hold already.
+
+What the model generated stays the tokens it generated: only what the template adds behind an answer is
+tokenised. So the prompt of a turn extends the sequence in the KV caches, and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from pipeinfer_cpp.chat_template import ChatTemplate, Message
+from pipeinfer_cpp.errors import UserError
+
+
+class Tokenizer(Protocol):
+    """What a conversation needs of `llama.vocabulary.Vocabulary`."""
+
+    size: int
+    adds_bos: bool
+    bos: int
+
+    def tokenize(self, text: str, *, begin: bool = False, special: bool = True) -> list[int]: ...
+    def piece(self, token: int) -> bytes: ...
+    def name(self, token: int) -> str: ...
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What the model has seen and written: the rendered text of a prompt, its answer, the tokens of both."""
+
+    text: str
+    answer: str
+    tokens: list[int]
+
+
+class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A conversation in a file. `known` is of use to the same `model` (a hash of its content) only."""
+
+    model: str
+    messages: list[Message]
+    known: Known | None = None
+    pipeinfer_chat: int = 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a turn sends. `dropped` turns had to go to make room for it."""
+
+    tokens: list[int]
+    dropped: int = 0
+
+
+class Mark(NamedTuple):
+    """A conversation's state, to go back to."""
+
+    messages: list[Message]
+    known: Known | None
+    asked: Known | None
+
+
+class Conversation:
+    """Messages and their tokens. A turn is `ask` (or `again`), then `answered`, or `restore` to give it up."""
+
+    def __init__(
+        self, template: ChatTemplate, tokenizer: Tokenizer, n_ctx: int, *, model: str = "", system: str = ""
+    ) -> None:
+        self._template, self._tokenizer, self._n_ctx, self._model = template, tokenizer, n_ctx, model
+        self.messages: list[Message] = []
+        self._known: Known | None = None
+        self._asked: Known | None = None
+        self.system = system
+
+    @property
+    def system(self) -> str:
+        """The system prompt; a new one changes the beginning of the conversation, from the next turn on."""
+        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else ""
+
+    @system.setter
+    def system(self, text: str) -> None:
+        turns = self.messages[1:] if self.system else self.messages
+        self.messages = [{"role": "system", "content": text}, *turns] if text else turns
+        self._known = self._asked = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the conversation so far, as far as they are known."""
+        return len(self._known.tokens) if self._known else 0
+
+    @property
+    def n_turns(self) -> int:
+        return sum(message["role"] == "assistant" for message in self.messages)
+
+    def mark(self) -> Mark:
+        return Mark(list(self.messages), self._known, self._asked)
+
+    def restore(self, mark: Mark) -> None:
+        """Go back to how it was at the mark."""
+        self.messages, self._known, self._asked = list(mark.messages), mark.known, mark.asked
+
+    def ask(self, text: str, *, reserve: int) -> Prompt:
+        """Begin a turn. The oldest turns behind the system prompt go when fewer than `reserve` positions
+        are left for the answer. Raises UserError when not even the question alone fits."""
+        mark = self.mark()
+        self.messages.append({"role": "user", "content": text})
+        try:
+            return self._prompt(reserve)
+        except BaseException:
+            self.restore(mark)
+            raise
+
+    def again(self, *, reserve: int) -> Prompt:
+        """Begin the last turn once more. Raises UserError when there is none."""
+        if not self.n_turns:
+            raise UserError("There is no answer yet to generate again.")
+        mark = self.mark()
+        self.messages.pop()
+        if self._asked is not None:
+            return Prompt(self._asked.tokens)
+        self._known = None
+        try:
+            return self._prompt(reserve)
+        except BaseException:
+            self.restore(mark)
+            raise
+
+    def answered(self, text: str, ids: Sequence[int]) -> None:
+        """End the turn with what was generated, also when it was cut short."""
+        assert self._asked is not None
+        self.messages.append({"role": "assistant", "content": text})
+        self._known = Known(self._asked.text, text, [*self._asked.tokens, *self._without_stop(text, ids)])
+
+    def reset(self) -> None:
+        """Forget all turns; the system prompt stays."""
+        system = self.system
+        self.messages = []
+        self._known = self._asked = None
+        self.system = system
+
+    def save(self, path: Path) -> None:
+        saved = Saved(self._model, self.messages, self._known)
+        try:
+            path.write_bytes(msgspec.json.format(msgspec.json.encode(saved)) + b"\n")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+
+    def load(self, path: Path) -> None:
+        """Put the saved conversation in this one's place. Raises UserError and leaves it as it was."""
+        try:
+            saved = msgspec.json.decode(path.read_bytes(), type=Saved)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        except msgspec.MsgspecError as error:
+            raise UserError(f"{path} is not a saved chat: {error}.") from None
+        turns = saved.messages[1:] if saved.messages and saved.messages[0].get("role") == "system" else saved.messages
+        roles = [(message.get("role"), "content" in message) for message in turns]
+        if len(roles) % 2 or roles != [("user", True), ("assistant", True)] * (len(roles) // 2):
+            raise UserError(f"{path} is not a saved chat: its messages are not questions and answers in turn.")
+        known = saved.known if saved.model == self._model else None
+        if known is not None and not all(0 <= token < self._tokenizer.size for token in known.tokens):
+            known = None
+        self.messages, self._known, self._asked = list(saved.messages), known, None
+
+    # --------------------------------------------------------------------------------------- tokens
+
+    def _prompt(self, reserve: int) -> Prompt:
+        text, tokens = self._tokens()
+        dropped = 0
+        if len(tokens) > self._n_ctx - reserve:
+            # Twice the room: else the next turn would have to drop again, and compute all anew again.
+            while len(tokens) > self._n_ctx - 2 * reserve and self._drop_oldest():
+                dropped += 1
+                text, tokens = self._tokens()
+            if len(tokens) >= self._n_ctx:
+                raise UserError(
+                    f"The message is too long: with the system prompt it has {len(tokens)} tokens, and the context "
+                    f"{self._n_ctx}. Shorten it or start with a larger --ctx-size."
+                )
+        self._asked = Known(text, "", tokens)
+        return Prompt(tokens, dropped)
+
+    def _drop_oldest(self) -> bool:
+        """Remove the first question and its answer; not the question that is asked now."""
+        first = 1 if self.system else 0
+        if len(self.messages) - first < 3:
+            return False
+        del self.messages[first : first + 2]
+        self._known = None
+        return True
+
+    def _tokens(self) -> tuple[str, list[int]]:
+        """The conversation as text and tokens: what is known, and behind it only what the template adds."""
+        text = self._template.render(self.messages)
+        known = self._known
+        if known is not None:
+            # Templates often strip the white space around an answer; the model saw it, so it stays.
+            for answer in (known.answer, known.answer.rstrip(), known.answer.strip()):
+                if text.startswith(seen := known.text + answer):
+                    return text, known.tokens + self._tokenizer.tokenize(text[len(seen) :])
+        bos = self._tokenizer.name(self._tokenizer.bos)
+        begin = not (self._tokenizer.adds_bos and bos and text.startswith(bos))
+        return text, self._tokenizer.tokenize(text, begin=begin)
+
+    def _without_stop(self, text: str, ids: Sequence[int]) -> list[int]:
+        """The tokens of the answer's text. Behind a stop string `ids` has more: those go."""
+        pieces = [self._tokenizer.piece(t) for t in ids]
+        if b"".join(pieces).decode("utf-8", "replace") == text:
+            return list(ids)
+        wanted, n, size = text.encode(), 0, 0
+        while n < len(pieces) and wanted.startswith(pieces[n], size):
+            size += len(pieces[n])
+            n += 1
+        rest = wanted[size:].decode("utf-8", "replace")
+        return [*ids[:n], *(self._tokenizer.tokenize(rest, special=False) if rest else [])]

@@ -1,0 +1,153 @@
+"""Files from Hugging Face, into its own cache, so that an interrupted download goes on where it stopped.
+
+huggingface_hub throws a partial file away when a download fails or is interrupted. So the content is fetched here,
+next to the place where the hub's cache keeps it (`blobs/ETAG`), and hf_hub_download then finds it there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeinfer_cpp.errors import PipeInferError, UserError
+
+Progress = Callable[[str, int, int], None]
+"""(file name, bytes done, bytes in all)"""
+
+SHA256_DIGITS = 64
+
+
+def download(repo: str, name: str, progress: Progress | None = None) -> Path:
+    """The file in the hub's cache, fetched when it is not there.
+
+    Raises UserError for what does not exist or is not open to this user, PipeInferError when the network or the disk
+    fails: what has arrived by then is kept, and the next call fetches the rest.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+
+    full = f"{repo}/{name}"
+    try:
+        return _download(repo, name, progress)
+    except GatedRepoError as error:
+        raise UserError(
+            f"{repo} wants you to accept its licence: do so on its page, then log in with `hf auth login`."
+        ) from error
+    except (RepositoryNotFoundError, EntryNotFoundError) as error:
+        raise UserError(f"{full} does not exist on Hugging Face: check repo and file in models.toml.") from error
+    except PipeInferError:
+        raise
+    except Exception as error:  # the hub's client raises its transport's own errors
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise PipeInferError(f"{full} could not be fetched ({reason}). Run the pull again to go on.") from error
+
+
+def _download(repo: str, name: str, progress: Progress | None) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import build_hf_headers
+
+    url, headers = hf_hub_url(repo, name), build_hf_headers()
+    about = get_hf_file_metadata(url, token=None)
+    if about.etag is None or about.size is None:
+        return Path(hf_hub_download(repo, name))  # not the hub itself, but something like it: without resume
+    blob = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs" / about.etag
+    if not blob.exists():
+        if about.location != url and _host(about.location) != _host(url):
+            headers.pop("authorization", None)  # a signed address elsewhere: our token is not for them
+        with _locked(Path(HF_HUB_CACHE) / ".locks" / blob.parent.parent.name / f"{blob.name}.pipeinfer.lock", name):
+            _fetch(about.location, headers, blob, name, about.size, progress)
+    with _no_bars():
+        return Path(hf_hub_download(repo, name))  # finds the blob, and gives it its name
+
+
+@contextmanager
+def _locked(path: Path, name: str) -> Iterator[None]:
+    """The partial file is one process's at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PipeInferError(f"{name} is being fetched by another process: wait for it.") from error
+        yield
+
+
+def _fetch(url: str, headers: dict[str, str], blob: Path, name: str, size: int, progress: Progress | None) -> None:
+    """Append to the partial file what it lacks of `size` bytes; once whole, it becomes `blob`."""
+    from huggingface_hub.file_download import http_get
+
+    if blob.exists():  # another process was faster
+        return
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    part = blob.with_name(blob.name + ".pipeinfer-part")
+    done = part.stat().st_size if part.exists() else 0
+    if done > size:
+        part.unlink()
+        done = 0
+    free = shutil.disk_usage(part.parent).free
+    if free < size - done:
+        raise PipeInferError(
+            f"{name} needs {(size - done) / 1e9:.1f} GB, and {part.parent} has {free / 1e9:.1f} GB left: "
+            "free some space, or set HF_HOME to a folder on another disk."
+        )
+    report = (lambda n: progress(name, n, size)) if progress else (lambda n: None)
+    report(done)
+    with _Counted(part, report) as file, _no_bars():
+        http_get(url, file, resume_size=done, headers=headers, expected_size=size)
+    report(size)
+    _check(part, blob.name, name)
+    part.replace(blob)
+
+
+class _Counted(io.BufferedWriter):
+    """A file that is appended to, and says how long it is after each write."""
+
+    def __init__(self, path: Path, report: Callable[[int], None]) -> None:
+        super().__init__(io.FileIO(path, "a"))
+        self.report = report
+
+    def write(self, data: Any) -> int:
+        n = super().write(data)
+        self.report(self.tell())
+        return n
+
+
+def _check(part: Path, etag: str, name: str) -> None:
+    """Large files are named by the SHA-256 of their content; a file of several sittings may be a wrong mix."""
+    if len(etag) != SHA256_DIGITS:
+        return
+    digest = hashlib.sha256()
+    with part.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 22), b""):
+            digest.update(block)
+    if digest.hexdigest() != etag:
+        part.unlink()
+        raise PipeInferError(f"{name} arrived damaged and was thrown away. Run the pull again.")
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """The hub's own progress bars off: we have ours."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _host(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).netloc

@@ -1,0 +1,51 @@
+"""Where things are written: text that was asked for on stdout, everything about it on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.text import Text
+
+_UNSAFE = {c: None for c in (*range(32), 127, *range(128, 160)) if chr(c) not in "\n\t"}
+
+
+def out() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def err() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def notice(text: str, style: str = "dim") -> None:
+    """One line on stderr, behind what stdout has so far."""
+    sys.stdout.flush()
+    err().print(Text(text, style=style))
+
+
+def warn(text: str) -> None:
+    notice(f"Note: {text}", "yellow")
+
+
+def complain(text: str) -> None:
+    """A mistake that does not end the command."""
+    notice(f"Error: {' '.join(text.split())}", "red")
+
+
+def printable(text: str) -> str:
+    """Without control characters: a model's text must not steer the terminal."""
+    return text.translate(_UNSAFE)
+
+
+def writer() -> Callable[[str], None]:
+    """Writes pieces of generated text to stdout at once; made printable where that is a terminal."""
+    clean = printable if sys.stdout.isatty() else str
+
+    def write(text: str) -> None:
+        if text:
+            sys.stdout.write(clean(text))
+            sys.stdout.flush()
+
+    return write

@@ -1,0 +1,72 @@
+"""What takes long, as bars on stderr (nothing where that is no terminal)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+
+from pipeinfer_cpp.ui.consoles import err
+
+Report = Callable[[str, str, int, int], None]
+"""(worker, what it does, done, total), as `Pipeline` calls it."""
+
+
+def _progress(columns: Sequence[ProgressColumn], *, transient: bool = False) -> Progress:
+    console = err()
+    return Progress(
+        *columns,
+        console=console,
+        transient=transient,
+        disable=not console.is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+@contextlib.contextmanager
+def opening(what: str) -> Iterator[Report]:
+    """A line for `what` and one for each worker that reports; all gone at the end."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    with _progress(columns, transient=True) as progress:
+        whole = progress.add_task(what, total=None)
+        tasks: dict[str, TaskID] = {}
+        doing: dict[str, str] = {}
+
+        def report(worker: str, now: str, done: int, total: int) -> None:
+            if worker not in tasks:
+                tasks[worker] = progress.add_task("", total=None)
+            if doing.get(worker) != now:
+                doing[worker] = now
+                name = "" if worker == "coordinator" else f"{worker}: "
+                progress.reset(tasks[worker], total=max(total, 1), description=f"{name}{now}")
+            progress.update(tasks[worker], completed=done, total=max(total, 1))
+            progress.update(whole, description=what)
+
+        yield report
+
+
+@contextlib.contextmanager
+def transfer() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars by name for bytes: (name, bytes done, bytes in all; 0 where that is not known)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with _progress(columns) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def report(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=None)
+            progress.update(tasks[name], completed=done, total=total or None)
+
+        yield report

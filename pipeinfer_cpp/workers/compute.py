@@ -1,0 +1,174 @@
+"""A stage's computing thread: it loads the slice, then executes runs in their order."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.net.messages import (
+    PROTOCOL,
+    Failed,
+    Hello,
+    LoadSlice,
+    Message,
+    ModelRef,
+    Progress,
+    Refuse,
+    RunBack,
+    RunHeader,
+    StageReady,
+    ToCoordinator,
+    ToWorker,
+    Welcome,
+)
+from pipeinfer_cpp.net.sockets import Link, Network, Server, clock
+from pipeinfer_cpp.versions import llama_version, package_version
+from pipeinfer_cpp.workers.lifeline import resident_mb
+from pipeinfer_cpp.workers.slice_runner import Result, SliceRunner
+
+Resolve = Callable[[ModelRef, int, int, Callable[[str, int, int], None]], Path]
+"""(model, first layer, end layer, report) -> the slice's file on this machine."""
+PATIENCE = 5.0
+"""Seconds that the next stage, which listens already, has to answer."""
+
+
+class _Stopped(Exception):
+    """The session is over while the slice is being made or loaded."""
+
+
+class Compute:
+    """The thread that loads the slice and executes runs in their order."""
+
+    def __init__(
+        self,
+        network: Network,
+        load: LoadSlice,
+        session: str,
+        resolve: Resolve,
+        post: Callable[[Message], None],
+        runs: Server[ToWorker] | None,
+    ) -> None:
+        self._runs = runs
+        self._known: set[bytes] = set()
+        self._back: bytes | None = None
+        self.inbox: queue.SimpleQueue[tuple[RunHeader, memoryview | None] | None] = queue.SimpleQueue()
+        self._network, self._load, self._session = network, load, session
+        self._resolve, self._post = resolve, post
+        self._runner: SliceRunner | None = None
+        self._following: Link[ToCoordinator] | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
+        self._thread.start()
+
+    def cancel(self, runs: tuple[int, ...]) -> None:
+        if self._runner is not None:
+            self._runner.cancel(runs)
+
+    def stop(self) -> None:
+        """End the thread, also inside a decode, and free the model."""
+        self._stopping = True
+        self.inbox.put(None)
+        while self._thread.is_alive():
+            if self._runner is not None:
+                self._runner.interrupt()
+            self._thread.join(0.01)
+
+    def _work(self) -> None:
+        try:
+            self._set_up()
+            while (item := self._next_run()) is not None and not self._stopping:
+                self._execute(*item)
+        except _Stopped:
+            pass
+        except UserError as error:
+            self._post(Failed(str(error), user=True))
+        except PipeInferError as error:
+            self._post(Failed(str(error)))
+        except Exception as error:  # whatever it is, the coordinator must hear of it
+            traceback.print_exc()
+            self._post(Failed(f"{type(error).__name__}: {error}"))
+        finally:
+            if self._runner is not None:
+                self._runner.close()
+            if self._following is not None:
+                self._following.close()
+
+    def _set_up(self) -> None:
+        load = self._load
+
+        def report(what: str, done: int, total: int) -> None:
+            if self._stopping:
+                raise _Stopped
+            self._post(Progress(what, done, total))
+
+        path = self._resolve(load.model, load.first, load.end, report)
+        self._runner = SliceRunner(load, str(path), report)
+        if load.following is not None:
+            self._following = Link(self._network.context, load.following, ToCoordinator)
+            self._following.send(Hello(PROTOCOL, package_version(), llama_version(), "stage", self._session))
+            if self._runs is None:
+                self._meet_following(self._following)
+        self._post(self._runner.loaded)
+
+    def _meet_following(self, link: Link[ToCoordinator]) -> None:
+        """Wait until the next stage says that it hears this one: its address must hold on this machine too."""
+        deadline = clock() + PATIENCE
+        while clock() < deadline and not self._stopping:
+            match link.receive(0.1):
+                case Welcome():
+                    return
+                case Refuse(reason):
+                    raise UserError(f"the next stage, {link.address}, refuses: {reason.rstrip('.')}")
+        raise UserError(f"it cannot reach the next stage at {link.address}: that address must hold on its machine too")
+
+    def _next_run(self) -> tuple[RunHeader, memoryview | None] | None:
+        """The next run, None when the session is over."""
+        if self._runs is None:
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    return self.inbox.get(timeout=0.5)
+                if self._following is not None and self._following.broken():
+                    raise PipeInferError(f"its connection to the next stage, {self._following.address}, is lost")
+        while not self._stopping:
+            if not self._runs.poll(0.1, self._load.active):
+                continue
+            peer, message, payload = self._runs.receive()
+            match message:
+                case RunHeader() if peer in self._known:
+                    return message, payload
+                case Hello(role=role, session=session) if session == self._session:
+                    self._known.add(peer)
+                    if role == "runs":
+                        self._back = peer
+        return None
+
+    def _execute(self, run: RunHeader, payload: memoryview | None) -> None:
+        assert self._runner is not None
+        result = self._runner.execute(run, payload)
+        sent = self._pass_on(run, result)
+        index = self._load.index
+        self._post(StageReady(index, run.id, result.outcome, result.began, result.ended, sent))
+
+    def _pass_on(self, run: RunHeader, result: Result) -> int:
+        """The run to the next stage, or its draws to the coordinator. Returns the bytes of it."""
+        assert self._runner is not None
+        dead = bool(run.rows) and result.outcome != "done"
+        memory, held = run.memory, run.held
+        if run.kind == "end":
+            name = f"stage-{self._load.index}"
+            memory, held = {**memory, name: resident_mb()}, {**held, name: self._runner.held()}
+        if self._following is None:
+            back = RunBack(run.id, dead, result.draws, memory, held)
+            if self._runs is not None and self._back is not None:
+                self._runs.send(self._back, back)
+            else:
+                self._post(back)
+            return 16 + 12 * len(result.draws)
+        header = RunHeader(run.id, run.kind, run.ops, run.rows, run.final, run.turn, dead, memory, held)
+        hidden = None if result.hidden is None else memoryview(result.hidden).cast("B")
+        return self._following.send(header, hidden)

@@ -1,0 +1,242 @@
+"""Workers that die, hang or refuse, and coordinators that are killed: one clear error, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pipeline_helpers import DRAFT, GREEDY, PROMPT, ROOT, TARGET, alive, local, text_of, until, worker_pids
+
+from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.net.messages import Stretch
+from pipeinfer_cpp.pipeline import Pipeline
+
+SLOW = Stretch(0.03)
+
+
+def folders() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob(f"pipeinfer-{os.getpid()}-*"))
+
+
+def of_role(role: str) -> list[int]:
+    return [pid for pid, what in sorted(worker_pids().items()) if what == role]
+
+
+def stage_pid(pipeline: Pipeline, index: int) -> int:
+    process = pipeline.driver._stages[index].process
+    assert process is not None
+    return process.pid
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_stage_that_is_killed_is_named_within_2_s(index: int) -> None:
+    with local(stages=2, stretch=SLOW) as p:
+        pids = worker_pids()
+        generation = iter(p.generate(PROMPT, max_tokens=200, sampling=GREEDY))
+        next(generation)
+        os.kill(stage_pid(p, index), signal.SIGKILL)
+        killed = time.monotonic()
+        with pytest.raises(PipeInferError) as caught:
+            list(generation)
+        took = time.monotonic() - killed
+        assert took < 2, took
+        assert f"Stage {index} (layers {6 * index}-{6 * index + 5}) was killed by signal 9" in str(caught.value)
+        assert not isinstance(caught.value, UserError)
+        with pytest.raises(PipeInferError, match="has ended: Stage"):
+            p.generate(PROMPT)
+        with pytest.raises(PipeInferError, match="Stage"):
+            p.configure(mode="off")
+    assert not any(alive(pid) for pid in pids)
+    assert not folders()
+    print(f"death of stage {index} noticed after {1000 * took:.0f} ms")
+
+
+def test_the_last_output_of_a_dead_stage_is_shown() -> None:
+    with local(stages=1, draft=None) as p:
+        process = p.driver._stages[0].process
+        assert process is not None
+        with process._log.open("a") as log:
+            log.write("GGML_ASSERT(rows > 0) failed\n")
+        generation = p.generate(PROMPT, max_tokens=900, sampling=GREEDY)
+        os.kill(process.pid, signal.SIGABRT)
+        with pytest.raises(PipeInferError, match=r"signal 6; its last output: .*GGML_ASSERT\(rows > 0\) failed"):
+            generation.wait()
+
+
+def test_a_stage_that_hangs_is_given_up() -> None:
+    """Stopped, it answers no heartbeat: an error, and closing ends it all the same."""
+    with local(stages=2, draft=None, stretch=SLOW) as p:
+        pids = list(worker_pids())
+        generation = iter(p.generate(PROMPT, max_tokens=200, sampling=GREEDY))
+        next(generation)
+        os.kill(stage_pid(p, 1), signal.SIGSTOP)
+        stopped = time.monotonic()
+        with pytest.raises(PipeInferError, match=r"Stage 1 .*answer"):
+            list(generation)
+        took = time.monotonic() - stopped
+        assert took < 5
+    assert not any(alive(pid) for pid in pids)
+    print(f"hung stage given up after {took:.1f} s")
+
+
+@pytest.mark.parametrize(
+    ("mode", "how"), [("async", signal.SIGKILL), ("sync", signal.SIGKILL), ("sync", signal.SIGSTOP)]
+)
+def test_without_its_draft_worker_a_generation_goes_on(mode: str, how: signal.Signals) -> None:
+    with local(stages=2, stretch=Stretch(0.01), mode=mode) as p:
+        (draft,) = of_role("draft")
+        generation = p.generate(PROMPT, max_tokens=24, sampling=GREEDY)
+        for n, _ in enumerate(generation, 1):
+            if n == 5:
+                os.kill(draft, how)
+        first = generation.result
+        assert first is not None
+        assert first.n_generated == 24
+        assert len(first.warnings) == 1
+        assert "draft worker" in first.warnings[0] and "without speculation" in first.warnings[0]
+        again = p.generate(PROMPT, max_tokens=24, sampling=GREEDY).wait()
+        assert again.text == first.text and again.warnings == first.warnings
+        p.configure(mode="off")
+        assert text_of(p, n=24) == again.text
+    assert not alive(draft)
+
+
+def test_a_draft_worker_that_dies_at_rest_is_noticed() -> None:
+    with local(stages=1) as p:
+        first = text_of(p)
+        (draft,) = of_role("draft")
+        os.kill(draft, signal.SIGKILL)
+        for mode in ("off", "async", "sync"):
+            p.configure(mode=mode)
+            result = p.generate(PROMPT, max_tokens=24, sampling=GREEDY).wait()
+            assert result.text == first and result.draft.accepted == 0
+
+
+COORDINATOR = f"""
+import sys, time
+from pipeinfer_cpp.pipeline import Pipeline
+from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.net.messages import Stretch
+
+with Pipeline.local(target={str(TARGET)!r}, draft={str(DRAFT)!r}, stages=2, stretch=Stretch(0.03)) as p:
+    for token in p.generate({PROMPT!r}, max_tokens=int(sys.argv[1]), sampling=Sampling(temp=0)):
+        print(token.id, flush=True)
+"""
+
+
+def start_coordinator(n_tokens: int = 200) -> subprocess.Popen[str]:
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-c", COORDINATOR, str(n_tokens)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_process_outlives_its_coordinator(how: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    process = start_coordinator()
+    assert process.stdout is not None
+    process.stdout.readline()
+    workers = worker_pids(process.pid)
+    assert sorted(workers.values()) == ["draft", "stage", "stage"]
+    process.send_signal(how)
+    took = until(lambda: not any(alive(pid) for pid in workers), 2)
+    process.wait(5)
+    process.stdout.close()
+    capfd.readouterr()
+    print(f"{how.name}: workers gone after {1000 * took:.0f} ms")
+
+
+def test_a_suspended_coordinator_goes_on_where_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-Z, then fg: local stages wait."""
+    process = start_coordinator(30)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3.0)  # longer than a heartbeat may take
+    process.send_signal(signal.SIGCONT)
+    count = sum(1 for _ in process.stdout)
+    process.stdout.close()
+    assert process.wait(30) == 0, capfd.readouterr().err
+    assert count == 29
+
+
+def test_two_pipelines_at_once_in_two_processes() -> None:
+    other = start_coordinator()
+    assert other.stdout is not None
+    with local(stages=2) as p:
+        first = text_of(p)
+        other.stdout.readline()
+        theirs = worker_pids(other.pid)
+        assert not theirs.keys() & worker_pids().keys()
+        assert text_of(p) == first
+    assert all(alive(pid) for pid in theirs)  # closing ours left them alone
+    other.kill()
+    other.wait()
+    other.stdout.close()
+
+
+def test_a_pipeline_that_cannot_open_leaves_nothing(tmp_path: Path) -> None:
+    threads = threading.active_count()
+    files = len(os.listdir("/proc/self/fd"))
+    bad = tmp_path / "draft.gguf"
+    bad.write_bytes(DRAFT.read_bytes()[:200_000])
+    with pytest.raises(UserError, match=r"draft\.gguf"):
+        local(stages=2, draft=bad)
+    with pytest.raises(UserError, match="stage"):
+        local(stages=13)
+    # The headers are fine and llama.cpp itself refuses, when all processes run already.
+    with pytest.raises(UserError, match=r"draft\.gguf|draft worker"):
+        broken = bytearray(DRAFT.read_bytes())
+        at = broken.index(b"attention.head_count\0"[:-1]) + len(b"attention.head_count") + 4
+        broken[at : at + 4] = (7).to_bytes(4, "little")
+        bad.write_bytes(bytes(broken))
+        local(stages=2, draft=bad)
+    assert not worker_pids()
+    assert not folders()
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) <= files + 1
+
+
+def test_settings_cannot_change_within_a_generation() -> None:
+    with local(stages=1, stretch=SLOW) as p:
+        generation = iter(p.generate(PROMPT, max_tokens=30, sampling=GREEDY))
+        next(generation)
+        with pytest.raises(PipeInferError, match="between generations"):
+            p.configure(mode="off")
+        second = p.generate(PROMPT)
+        with pytest.raises(PipeInferError, match="under way"):
+            second.wait()
+        assert len(list(generation)) >= 28  # and it goes on
+
+
+def test_closing_within_a_generation_ends_whoever_waits() -> None:
+    p = local(stages=2, stretch=SLOW)
+    generation = p.generate(PROMPT, max_tokens=300, sampling=GREEDY)
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            generation.wait()
+        except PipeInferError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    p.close()
+    thread.join(2)
+    assert not thread.is_alive() and "closed" in str(caught[0])
+    assert time.monotonic() - began < 2
+    assert not worker_pids()
+    p.close()  # twice is once
+    with pytest.raises(PipeInferError):
+        p.generate(PROMPT)
+    with pytest.raises(PipeInferError):
+        p.configure(mode="off")
