@@ -1,0 +1,208 @@
+"""What holds for every order of events: the six properties of the engine."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from engine_driver import EOG, VOCABULARY, Chaos, ChaosWorld
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeinfer_cpp.engine import CostCurve, Engine, Settings
+from pipeinfer_cpp.engine import events as ev
+from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
+
+
+@dataclass(frozen=True)
+class Case:
+    settings: Settings
+    curves: tuple[tuple[float, float], ...]
+    acceptance: float
+    eog_share: float
+    prompt: int
+    max_tokens: int
+    seed: int
+
+
+@st.composite
+def cases(draw: st.DrawFn, mode: str | None = None) -> Case:
+    n_ctx = draw(st.integers(4, 48))
+    return Case(
+        Settings(
+            mode=mode or draw(st.sampled_from(MODES)),
+            n_ctx=n_ctx,
+            chunk=draw(st.integers(1, 9)),
+            max_rows=draw(st.integers(1, 8)),
+            branches=draw(st.integers(1, 4)),
+            cutoff=draw(st.sampled_from((0.0, 0.1, 0.5))),
+            recovery=draw(st.sampled_from((0.0, 0.02, 0.3))),
+            decay=draw(st.sampled_from((0.0, 0.01, 0.3))),
+            split=draw(st.sampled_from((0.0, 0.2, 0.5))),
+            draft_max=draw(st.integers(1, 8)),
+            max_ahead=draw(st.integers(1, 20)),
+            eog=frozenset({EOG}),
+            ablate=frozenset(draw(st.lists(st.sampled_from(TECHNIQUES), max_size=1))),
+        ),
+        tuple(
+            draw(
+                st.lists(
+                    st.tuples(st.sampled_from((0.001, 0.02, 0.1)), st.sampled_from((0.0, 0.006))),
+                    min_size=1,
+                    max_size=4,
+                )
+            )
+        ),
+        acceptance=draw(st.sampled_from((0.0, 0.5, 0.8, 1.0))),
+        eog_share=draw(st.sampled_from((0.0, 0.02, 0.2))),
+        prompt=draw(st.integers(1, n_ctx - 1)),
+        max_tokens=draw(st.integers(1, 40)),
+        seed=draw(st.integers(0, 1 << 30)),
+    )
+
+
+def chaos_of(case: Case) -> tuple[Chaos, list[int]]:
+    rng = random.Random(case.seed)
+    world = ChaosWorld(case.seed, case.acceptance, case.eog_share)
+    prompt = [rng.randrange(1, VOCABULARY) for _ in range(case.prompt)]
+    return Chaos(world, case.settings, [CostCurve.linear(*c) for c in case.curves], rng), prompt
+
+
+def check(chaos: Chaos, prompt: list[int], whole: list[int]) -> None:
+    """What must hold when a turn that would say `whole` is over."""
+    engine = chaos.engine
+    final = prompt + chaos.emitted
+    # 1. The target's own output (all of it, or its beginning when the turn was stopped).
+    assert final == whole if chaos.finished != "cancelled" else final == whole[: len(final)]
+    # 3. No row of the accepted path was cancelled; none was computed twice.
+    kept = engine.tokens
+    paths = {tuple(kept[:n]) for n in range(len(prompt), len(kept))}
+    assert not [run for run, path in chaos.carried if run in chaos.cancelled and path in paths]
+    assert max(Counter(path for _, path in chaos.carried if path in paths).values(), default=1) == 1
+    # 4. At rest there is the canonical sequence, and nothing else.
+    assert not engine.pool.taken and not engine.in_flight
+    for stage in chaos.stages:
+        assert stage.current is None and not stage.inbox
+        assert sorted(c.pos for c in stage.cells) == list(range(len(engine.cached)))
+        assert all(c.seqs == {0} and c.token == engine.cached[c.pos] for c in stage.cells)
+    # 6. No stage ran out of cells.
+    assert max(s.peak for s in chaos.stages) <= engine.settings.kv_cells(len(chaos.stages))
+    # Every draft has exactly one fate.
+    stats = engine.stats
+    assert stats.proposed == stats.accepted + stats.rejected + stats.wasted
+    assert min(stats.proposed, stats.accepted, stats.rejected, stats.wasted) >= 0
+
+
+@settings(max_examples=1500, deadline=None)
+@given(cases())
+def test_a_turn(case: Case) -> None:
+    chaos, prompt = chaos_of(case)
+    whole = chaos.world.text(prompt, case.max_tokens, case.settings.n_ctx)
+    chaos.turn(prompt, case.max_tokens)
+    check(chaos, prompt, whole)
+    ended = len(whole) - len(prompt) < case.max_tokens and len(whole) < case.settings.n_ctx
+    assert chaos.finished == ("stop" if ended else "length")
+
+
+@settings(max_examples=1000, deadline=None)
+@given(cases(), st.lists(st.tuples(st.integers(0, 150), st.integers(0, 5) | st.none()), min_size=1, max_size=4))
+def test_turns_that_are_stopped_anywhere(case: Case, stops: list[tuple[int, int | None]]) -> None:
+    """Each next turn goes on from the last one, or from somewhere inside it."""
+    chaos, prompt = chaos_of(case)
+    rng = random.Random(case.seed + 1)
+    for after, keep in [*stops, (-1, None)]:
+        whole = chaos.world.text(prompt, case.max_tokens, case.settings.n_ctx)
+        chaos.turn(prompt, case.max_tokens, stop_after=after, keep=keep)
+        check(chaos, prompt, whole)
+        prompt = [*chaos.engine.tokens[: rng.randrange(1, len(chaos.engine.tokens) + 1)], rng.randrange(1, VOCABULARY)]
+        prompt = prompt[: case.settings.n_ctx - 1]
+
+
+@settings(max_examples=500, deadline=None)
+@given(cases("async"), st.integers(0, 200))
+def test_a_draft_worker_that_dies_takes_nothing_with_it(case: Case, after: int) -> None:
+    chaos, prompt = chaos_of(case)
+    whole = chaos.world.text(prompt, case.max_tokens, case.settings.n_ctx)
+    steps = iter(range(1 << 20))
+    step = chaos.step
+
+    def dying() -> None:
+        if next(steps) == after:
+            chaos.draft.alive = False
+            chaos.draft.says.clear()
+            chaos.feed(ev.DraftLost())
+        else:
+            step()
+
+    chaos.step = dying  # type: ignore[method-assign]
+    chaos.turn(prompt, case.max_tokens)
+    check(chaos, prompt, whole)
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases(), st.lists(st.sampled_from(MODES), min_size=1, max_size=3))
+def test_one_engine_succeeds_another(case: Case, modes: list[str]) -> None:
+    """Other settings between two turns; the cached conversation stays."""
+    chaos, prompt = chaos_of(case)
+    for mode in modes:
+        whole = chaos.world.text(prompt, case.max_tokens, case.settings.n_ctx)
+        chaos.turn(prompt, case.max_tokens)
+        check(chaos, prompt, whole)
+        held = case.settings
+        following = Settings(mode, held.n_ctx, held.chunk, held.max_rows, max_ahead=held.max_ahead, eog=held.eog)
+        engine = Engine(following, [CostCurve.linear(*c) for c in case.curves])
+        engine.succeed(chaos.engine)
+        chaos.engine = engine
+        chaos.wakes.clear()
+        prompt = chaos.emitted[-1:] + prompt if mode == "sync" else (prompt + chaos.emitted)[: held.n_ctx - 1]
+        prompt = prompt[: held.n_ctx - 1]
+
+
+class Weighted(ChaosWorld):
+    """A target that draws: token t of its three has the weight t. The noise goes with (seed, position), as
+    the sampler's does; the draft guesses what it likes."""
+
+    def target(self, history: tuple[int, ...]) -> int:  # type: ignore[override]
+        return random.Random(hash((self.seed, len(history)))).choices((1, 2, 3), (1, 2, 3))[0]
+
+
+def test_sampled_tokens_follow_the_target() -> None:
+    """2. Over seeds the second token, which speculation guessed at, has the target's distribution."""
+    counts: Counter[int] = Counter()
+    n = 1200
+    for seed in range(n):
+        case = Settings(n_ctx=16, branches=1 + seed % 3)
+        chaos = Chaos(Weighted(seed, 0.5), case, [CostCurve.linear(0.02)] * 2, random.Random(seed))
+        chaos.turn([1, 2], 4)
+        counts[chaos.emitted[1]] += 1
+    expected = {1: n / 6, 2: n / 3, 3: n / 2}
+    chi = sum((counts[t] - e) ** 2 / e for t, e in expected.items())
+    assert chi < 13.8, counts  # p = 0.001 with two degrees of freedom
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_driver_finds_what_is_wrong(mode: str) -> None:
+    """An engine that cancels a run that is alive is caught."""
+    if mode == "off":
+        return
+    settings = Settings(mode=mode, n_ctx=64, max_rows=1)
+    caught = 0
+    for seed in range(40):
+        chaos = Chaos(ChaosWorld(seed, 0.9, 0.0), settings, [CostCurve.linear(0.02)] * 3, random.Random(seed))
+        original = chaos.engine._cancel
+
+        def wrong(engine: Engine = chaos.engine, original: object = original) -> None:
+            for flight in list(engine.in_flight.values())[-1:]:
+                flight.alive = 0
+            original()  # type: ignore[operator]
+
+        chaos.engine._cancel = wrong  # type: ignore[method-assign]
+        prompt = [1, 2, 3]
+        try:
+            chaos.turn(prompt, 30)
+            check(chaos, prompt, chaos.world.text(prompt, 30, 64))
+        except Exception:
+            caught += 1
+    assert caught > 20
