@@ -245,7 +245,7 @@ class Chaos:
             self._carry_out(action)
         engine = self.engine
         if engine.phase == DECODE and engine.settings.mode != "sync" and engine.settings.on("multibuffer"):
-            assert engine._tree.root.run is not None, "a final token waits"
+            assert engine.tree.root.run is not None, "a final token waits"
 
     def _carry_out(self, action: ev.Action) -> None:
         match action:

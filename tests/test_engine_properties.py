@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -11,7 +12,7 @@ from engine_driver import EOG, VOCABULARY, Chaos, ChaosWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeinfer_cpp.engine import CostCurve, Engine, Settings
+from pipeinfer_cpp.engine import CostCurve, Engine, EngineError, Settings
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
 
@@ -77,12 +78,12 @@ def check(chaos: Chaos, prompt: list[int], whole: list[int]) -> None:
     # 1. The target's own output (all of it, or its beginning when the turn was stopped).
     assert final == whole if chaos.finished != "cancelled" else final == whole[: len(final)]
     # 3. No row of the accepted path was cancelled; none was computed twice.
-    kept = engine.tokens
+    kept = engine.turn.tokens
     paths = {tuple(kept[:n]) for n in range(len(prompt), len(kept))}
     assert not [run for run, path in chaos.carried if run in chaos.cancelled and path in paths]
     assert max(Counter(path for _, path in chaos.carried if path in paths).values(), default=1) == 1
     # 4. At rest there is the canonical sequence, and nothing else.
-    assert not engine.pool.taken and not engine.in_flight
+    assert not engine.pool.taken and not engine.pipe.in_flight
     for stage in chaos.stages:
         assert stage.current is None and not stage.inbox
         assert sorted(c.pos for c in stage.cells) == list(range(len(engine.cached)))
@@ -116,7 +117,10 @@ def test_turns_that_are_stopped_anywhere(case: Case, stops: list[tuple[int, int 
         whole = chaos.world.text(prompt, case.max_tokens, case.settings.n_ctx)
         chaos.turn(prompt, case.max_tokens, stop_after=after, keep=keep)
         check(chaos, prompt, whole)
-        prompt = [*chaos.engine.tokens[: rng.randrange(1, len(chaos.engine.tokens) + 1)], rng.randrange(1, VOCABULARY)]
+        prompt = [
+            *chaos.engine.turn.tokens[: rng.randrange(1, len(chaos.engine.turn.tokens) + 1)],
+            rng.randrange(1, VOCABULARY),
+        ]
         prompt = prompt[: case.settings.n_ctx - 1]
 
 
@@ -182,27 +186,82 @@ def test_sampled_tokens_follow_the_target() -> None:
     assert chi < 13.8, counts  # p = 0.001 with two degrees of freedom
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_driver_finds_what_is_wrong(mode: str) -> None:
-    """An engine that cancels a run that is alive is caught."""
-    if mode == "off":
-        return
-    settings = Settings(mode=mode, n_ctx=64, max_rows=1)
-    caught = 0
-    for seed in range(40):
-        chaos = Chaos(ChaosWorld(seed, 0.9, 0.0), settings, [CostCurve.linear(0.02)] * 3, random.Random(seed))
-        original = chaos.engine._cancel
+def skip_removals(chaos: Chaos) -> None:
+    """Dead cells stay."""
+    original = chaos.engine.pool.bury
+    chaos.engine.pool.bury = lambda dead, root: original(dead, root)[:0]  # type: ignore[method-assign]
 
-        def wrong(engine: Engine = chaos.engine, original: object = original) -> None:
-            for flight in list(engine.in_flight.values())[-1:]:
-                flight.alive = 0
-            original()  # type: ignore[operator]
 
-        chaos.engine._cancel = wrong  # type: ignore[method-assign]
-        prompt = [1, 2, 3]
+def cancel_the_living(chaos: Chaos) -> None:
+    """A hit cancels the newest run too."""
+    pipe = chaos.engine.pipe
+    original = pipe.newly_dead
+
+    def wrong(now: float) -> list[int]:
+        for flight in list(pipe.in_flight.values())[-1:]:
+            flight.alive = min(flight.alive, len(flight.run.rows) - 1)
+        return original(now)
+
+    pipe.newly_dead = wrong  # type: ignore[method-assign]
+
+
+def believe_the_draft(chaos: Chaos) -> None:
+    """A wrong draft is accepted."""
+    original = chaos.engine._verify
+
+    def wrong() -> None:
+        root = chaos.engine.tree.root
+        if root.draw is not None and root.children and root.draw != EOG:
+            root.draw = root.children[0].token
+        original()
+
+    chaos.engine._verify = wrong  # type: ignore[method-assign]
+
+
+def keep_ids(chaos: Chaos) -> None:
+    """Sequence ids are not given back."""
+    chaos.engine.pool._give = lambda seq: None  # type: ignore[method-assign]
+
+
+def send_twice(chaos: Chaos) -> None:
+    """A node does not remember that it left."""
+    chaos.engine.pipe.carry = lambda run, nodes: None  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("break_it", [skip_removals, cancel_the_living, believe_the_draft, keep_ids, send_twice])
+def test_the_driver_finds_what_is_wrong(break_it: Callable[[Chaos], None]) -> None:
+    """Engines with a fault, each caught by what the tests above check."""
+    settings = Settings(n_ctx=64, max_rows=2, branches=3, split=0.0, eog=frozenset({EOG}))
+    for seed in range(30):
+        chaos = Chaos(ChaosWorld(seed, 0.7, 0.0), settings, [CostCurve.linear(0.02)] * 3, random.Random(seed))
+        break_it(chaos)
         try:
-            chaos.turn(prompt, 30)
-            check(chaos, prompt, chaos.world.text(prompt, 30, 64))
-        except Exception:
-            caught += 1
-    assert caught > 20
+            chaos.turn([1, 2, 3], 30)
+            check(chaos, [1, 2, 3], chaos.world.text([1, 2, 3], 30, 64))
+        except (AssertionError, EngineError, KeyError, ValueError):
+            return
+    pytest.fail("no run showed the fault")
+
+
+def test_random_orders_reach_every_corner() -> None:
+    """The cases above do accept drafts and siblings, cancel runs early and late, and fill the pipeline."""
+    seen: Counter[str] = Counter()
+    for seed in range(150):
+        settings = Settings(n_ctx=64, max_rows=1 + seed % 4, branches=1 + seed % 3, split=0.0)
+        chaos = Chaos(ChaosWorld(seed, 0.6, 0.0), settings, [CostCurve.linear(0.02)] * 3, random.Random(seed))
+        emit = chaos._carry_out
+
+        def count(action: ev.Action, chaos: Chaos = chaos, emit: Callable[[ev.Action], None] = emit) -> None:
+            if isinstance(action, ev.Emit):
+                seen[action.origin] += 1
+            seen["full pipe"] += len(chaos.engine.pipe) > 6
+            seen["dead runs that are needed"] += any(
+                not f.alive and not f.cancelled for f in chaos.engine.pipe.in_flight.values()
+            )
+            emit(action)
+
+        chaos._carry_out = count  # type: ignore[method-assign]
+        chaos.turn([1, 2, 3], 50)
+        seen["cancelled"] += chaos.engine.stats.cancelled
+    assert all(seen[k] > 50 for k in ("draft", "sibling", "target", "full pipe", "cancelled")), seen
+    assert seen["dead runs that are needed"] > 0, seen

@@ -248,7 +248,7 @@ class Driver:
                         pos=first,
                         rows=len(run.rows),
                     )
-                    self.trace.counter("in flight", now, len(self.engine.in_flight))
+                    self.trace.counter("in flight", now, len(self.engine.pipe.in_flight))
             case ev.Cancel(runs):
                 for stage in self._stages:
                     self._tally.wire_bytes += stage.link.send(msg.Cancel(runs))

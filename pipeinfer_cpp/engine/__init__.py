@@ -1,10 +1,16 @@
-"""PipeInfer's state machine. Read `tree`, `sequences`, `run`, `events`, then `engine`; the rest is policy.
+"""PipeInfer's state machine.
+
+From top to bottom: `tree` (guesses and their verification), `sequences` (KV multibuffers), `run` and
+`events` (what goes in and out), `turn`, `pipe` (what is under way, what is cancelled), `engine` (the
+state machine). Then the policy: `speculation` (when what is sent), with `drafts`, `selection`, `policy`,
+`pacing` and `costs`.
 
 This package is pure: no sockets, threads, clocks or llama.cpp.
 """
 
 from pipeinfer_cpp.engine.costs import CostCurve
-from pipeinfer_cpp.engine.engine import Engine, EngineError
+from pipeinfer_cpp.engine.engine import Engine
+from pipeinfer_cpp.engine.pipe import EngineError
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.engine.stats import Stats
 

@@ -29,7 +29,7 @@ class Drafts:
         """The target said something else: all paths are dead, the new root starts a new one."""
         return self._reset(root, root.pos, (root.token,))
 
-    def place(self, event: ev.Drafted, now: float) -> Node | None:
+    def place(self, event: ev.Drafted) -> Node | None:
         """The node that the drafted token extends, None when its path is dead."""
         tip = self._tips.get(event.path)
         if tip is None or event.pos != tip.pos + 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeinfer_cpp.engine.sequences import Op
@@ -39,10 +39,8 @@ class InFlight:
 
     run: Run
     speculative: bool
-    sent: float
     alive: int
     """Rows whose node is still live; the run is dead at 0."""
-    stages: set[int] = field(default_factory=set)
     cancelled: bool = False
     needs: frozenset[int] = frozenset()
     """Runs whose KV cells its rows build on: they cannot be skipped while this one is computed."""

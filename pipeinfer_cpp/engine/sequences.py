@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from pipeinfer_cpp.engine.tree import Node
 
 MAIN = 0
 """The canonical sequence of the conversation, which the main path extends."""
@@ -45,7 +48,29 @@ class SequencePool:
         self._taken.add(seq)
         return seq
 
-    def give(self, seq: int) -> None:
+    def bury(self, dead: Iterable[Node], root: Node) -> list[Op]:
+        """Give back the ids that no node below `root` uses any more. Returns what removes the dead cells."""
+        ids = {node.seq for node in dead}
+        live = {node.seq for node in root.subtree()} | {MAIN}
+        ends: dict[int, int] = {}
+        for node in dead:
+            if node.run is not None:
+                ends[node.seq] = min(node.pos, ends.get(node.seq, node.pos))
+        for seq in ids - live:
+            self._give(seq)
+        gone = [rm(seq, 0) for seq in ids - live if seq in ends]
+        return gone + [rm(seq, ends[seq]) for seq in live & ends.keys()]
+
+    def adopt(self, node: Node) -> list[Op]:
+        """A side branch won: its cells become the main path's, its id is free again."""
+        side = node.seq
+        for below in node.subtree():
+            if below.seq == side:
+                below.seq = MAIN
+        self._give(side)
+        return [cp(side, MAIN, node.pos, -1), rm(side, 0)] if node.run is not None else []
+
+    def _give(self, seq: int) -> None:
         self._taken.remove(seq)
         self._free.append(seq)
 

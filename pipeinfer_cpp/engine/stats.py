@@ -34,6 +34,11 @@ class Stats:
         else:
             self.rejected += 1
 
+    def second(self, hit: bool) -> None:
+        """The draft's first choice was wrong; was its second right?"""
+        self.second_asked += 1
+        self.second_hit += hit
+
     def flight(self, runs: int, seconds: float) -> None:
         self.flight_seconds += runs * seconds
         self.decode_seconds += seconds

@@ -22,8 +22,8 @@ class Node:
     """`prompt`, `target`, `draft` (its first choice) or `sibling` (its second)."""
     prob: float = 1.0
     """The draft's own confidence in it."""
-    second: int | None = None
-    """The draft's second choice at the same place, whether or not it stands in the tree."""
+    second: int = -1
+    """The draft's second choice at the same place, whether or not it stands in the tree; -1: not told."""
     depth: int = 0
     """Drafted tokens between it and the last token that the target gave itself."""
     path: int = 0
@@ -55,20 +55,20 @@ class Tree:
         self._next = 1
         self.root = Node(0, token, pos, seq=0, origin="prompt")
 
-    def add(self, parent: Node, token: int, *, prob: float, seq: int, origin: str, path: int, second: int) -> Node:
-        node = Node(
-            self._take_id(),
-            token,
-            parent.pos + 1,
-            seq,
-            parent,
-            parent.id,
-            origin,
-            prob,
-            second,
-            depth=parent.depth + 1,
-            path=path,
-        )
+    def add(
+        self,
+        parent: Node,
+        token: int,
+        prob: float,
+        seq: int,
+        *,
+        origin: str = "draft",
+        path: int = 0,
+        second: int = -1,
+    ) -> Node:
+        """Hang a guess under its parent."""
+        depth = parent.depth + 1
+        node = Node(self._take_id(), token, parent.pos + 1, seq, parent, parent.id, origin, prob, second, depth, path)
         parent.children.append(node)
         return node
 
@@ -76,6 +76,7 @@ class Tree:
         """The child is final. Returns the nodes that died: its siblings and all below them."""
         dead = [n for c in self.root.children if c is not child for n in c.subtree()]
         self._bury(dead)
+        self.root.children = []
         child.parent = None
         self.root = child
         return dead

@@ -1,0 +1,95 @@
+"""When the next run leaves, what it carries, and how far the draft worker may run ahead."""
+
+from __future__ import annotations
+
+from pipeinfer_cpp.engine.drafts import Drafts
+from pipeinfer_cpp.engine.pipe import Pipe
+from pipeinfer_cpp.engine.policy import Calibration, Cutoff, Governor
+from pipeinfer_cpp.engine.selection import select
+from pipeinfer_cpp.engine.settings import Settings
+from pipeinfer_cpp.engine.tree import Node, Tree
+
+
+class Speculation:
+    """The policy of the three modes. It decides, and sends nothing itself."""
+
+    def __init__(self, settings: Settings, pipe: Pipe, drafts: Drafts) -> None:
+        self._settings, self._pipe, self._pace, self._drafts = settings, pipe, pipe.pace, drafts
+        self.calibration = Calibration()
+        self.governor = Governor(pipe.pace.latency(1))
+        self.cutoff = Cutoff(settings.cutoff, settings.recovery, settings.decay)
+
+    @property
+    def speculates(self) -> bool:
+        return self._settings.mode != "off" and self._drafts.alive and self.governor.speculate
+
+    def root_run(self, tree: Tree, last_row: int) -> list[Node]:
+        """The run that carries the root, with the drafts known below it; empty while it must wait."""
+        settings, root = self._settings, tree.root
+        if not settings.on("multibuffer") and self._pipe.in_flight:
+            return []  # one sequence: what is dead in it must be out of the pipe first
+        if settings.mode == "async":
+            return self._select(tree, last_row) if self.speculates else [root]
+        if settings.mode == "off" or not self._drafts.alive:
+            return [root]
+        known = [node for node in root.subtree() if node.pos <= last_row]
+        whole = 1 + max(min(self._sync_length, last_row - root.pos), 0)
+        if len(known) < whole and known[-1].token not in settings.eog:
+            return []  # the draft is not complete
+        return [node for node in known if node.token not in settings.eog][:whole]
+
+    def next_run(self, tree: Tree, last_row: int, now: float) -> tuple[list[Node], float | None]:
+        """A speculative run, if one should leave now; else when to ask again, if time alone may change that."""
+        if self._settings.mode != "async" or not self.speculates or tree.root.run is None or self._pipe.full:
+            return [], None
+        if not self._settings.on("continuous") and any(f.speculative for f in self._pipe.in_flight.values()):
+            return [], None
+        early = self._pace.wait(1, now) - self._slack
+        if early > 1e-6:
+            return [], now + max(early, 1e-4)
+        nodes = self._select(tree, last_row)
+        if nodes:
+            self.cutoff.sent()
+            return nodes, None
+        if any(node is not tree.root for node in tree.frontier()):
+            self.cutoff.idle()
+            return [], now + self._pace.bottleneck(1)
+        return [], None
+
+    def forks(self, second: int, prob: float) -> bool:
+        """The draft is unsure: its second choice goes along."""
+        return self._settings.mode == "async" and prob >= self._settings.split and 0 <= second not in self._settings.eog
+
+    def room(self, tree: Tree, last_row: int, now: float, prefilling: bool) -> int:
+        """The position that the draft worker may draft up to: what the pipeline can hold by the time it is there."""
+        root = tree.root.pos
+        if self._settings.mode == "sync":
+            return min(root + self._sync_length, last_row)
+        if not self.speculates:
+            return root
+        if not self._settings.on("draft-ahead"):
+            waits = any(node is not tree.root for node in tree.frontier())
+            if waits or prefilling or self._pace.wait(1, now) > self._slack:
+                return root
+            return min(max(node.pos for node in tree.root.subtree()) + 1, last_row)
+        return min(root + self._drafts.ahead(self._pace.latency(1)), last_row)
+
+    def _select(self, tree: Tree, last_row: int) -> list[Node]:
+        return select(
+            tree.root,
+            pace=self._pace,
+            calibration=self.calibration,
+            level=self.cutoff.level,
+            max_rows=self._settings.max_rows,
+            last_row=last_row,
+            eog=self._settings.eog,
+        )
+
+    @property
+    def _sync_length(self) -> int:
+        return min(self._settings.draft_max, self._settings.max_rows - 1)
+
+    @property
+    def _slack(self) -> float:
+        """A run leaves this long before the slowest stage is free, so that it waits there and not the stage."""
+        return max(0.001, 0.04 * self._pace.bottleneck(1))

@@ -1,0 +1,63 @@
+"""One turn of a conversation: its prompt, what is final so far, and where it must end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeinfer_cpp.engine.run import Row
+from pipeinfer_cpp.engine.sequences import MAIN
+from pipeinfer_cpp.engine.tree import Node
+
+
+@dataclass(slots=True)
+class Turn:
+    """`tokens`: the prompt's, then the final ones; the last is the root's. `kept`: how many the cache held
+    when the turn began. `chunks`: ranges of the prompt that are still to be sent."""
+
+    tokens: list[int]
+    n_prompt: int
+    max_tokens: int
+    n_ctx: int
+    kept: int = 0
+    chunks: deque[tuple[int, int]] = field(default_factory=deque)
+
+    @classmethod
+    def begin(cls, tokens: Sequence[int], max_tokens: int, n_ctx: int, cached: Sequence[int], chunk: int) -> Turn:
+        """Keep what is cached of the prompt, but for its last token: that one must give a draw."""
+        n = len(tokens)
+        kept = min(_common(cached, tokens), n - 1)
+        chunks = deque((a, min(a + chunk, n)) for a in range(kept, n, chunk))
+        return cls(list(tokens), n, max_tokens, n_ctx, kept, chunks)
+
+    def next_chunk(self, root: Node) -> list[Row]:
+        """Rows of the next chunk; the prompt's last token is the root, and asks for a draw."""
+        a, b = self.chunks.popleft()
+        rows = [Row(self.tokens[p], p, MAIN, -1, -1, False) for p in range(a, b)]
+        if not self.chunks:
+            rows[-1] = rows[-1]._replace(node=root.id, draw=True)
+        return rows
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def full(self) -> bool:
+        """No further token may be generated."""
+        return self.n_generated >= self.max_tokens or len(self.tokens) >= self.n_ctx
+
+    @property
+    def last_row(self) -> int:
+        """The last position worth a row: its draw is the last token that can be emitted."""
+        return min(self.n_ctx, self.n_prompt + self.max_tokens) - 2
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
