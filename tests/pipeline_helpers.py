@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pipeinfer_cpp
-from pipeinfer_cpp.net.messages import PROTOCOL, Hello, Message, ToCoordinator, Welcome
+from pipeinfer_cpp.net.messages import PROTOCOL, Bye, Hello, Message, Refuse, ToCoordinator, Welcome
 from pipeinfer_cpp.net.sockets import Link, Network, clock
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
@@ -132,13 +132,15 @@ class Knock:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.link.send(Bye())
+        time.sleep(0.02)
         self.link.close()
         self.network.close()
 
     def hello(self, role: str = "coordinator", session: str = "test", **changed: Any) -> Any:
         fields = {"protocol": PROTOCOL, "package": package_version(), "llama": llama_version(), **changed}
         self.link.send(Hello(role=role, session=session, **fields))
-        return self.next()
+        return self.next((Welcome, Refuse))
 
     def next(self, kind: Any = None, seconds: float = 5.0) -> Any:
         """The next message (of that kind), None when none comes."""

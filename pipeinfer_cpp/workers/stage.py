@@ -75,13 +75,18 @@ class Stage:
         if now - self._looked < 1.0:
             return
         self._looked = now
-        if not self._server.send(coordinator, Pong(0.0, now)):
-            self._say("the coordinator is gone")
+        if self._gone(coordinator):
             self._end()
         elif self._runs_at is None and now - self._heard > SILENCE:
             self._say("the coordinator has gone silent")
             self._server.send(coordinator, Failed("it has heard nothing from the coordinator for too long"))
             self._end()
+
+    def _gone(self, coordinator: bytes) -> bool:
+        if self._server.send(coordinator, Pong(0.0, clock())):
+            return False
+        self._say("the coordinator is gone")
+        return True
 
     def close(self) -> None:
         """Drop whatever is under way and free the sockets."""
@@ -124,6 +129,8 @@ class Stage:
             else:
                 self._server.send(peer, Refuse("it is not of this session"))
             return
+        if why is None and self._coordinator not in (None, peer) and self._gone(self._coordinator):
+            self._end()
         if why is None and self._coordinator not in (None, peer):
             why = "this stage is working for another coordinator: wait for it, or start another stage"
         if why is not None:
