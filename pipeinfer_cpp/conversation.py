@@ -155,9 +155,9 @@ class Conversation:
             raise UserError(f"{path} cannot be read: {error.strerror}.") from None
         except msgspec.MsgspecError as error:
             raise UserError(f"{path} is not a saved chat: {error}.") from None
-        turns = saved.messages[1:] if saved.messages and saved.messages[0].get("role") == "system" else saved.messages
-        roles = [(message.get("role"), "content" in message) for message in turns]
-        if len(roles) % 2 or roles != [("user", True), ("assistant", True)] * (len(roles) // 2):
+        roles = [message.get("role") for message in saved.messages if "content" in message]
+        turns = roles[1:] if roles[:1] == ["system"] else roles
+        if len(roles) < len(saved.messages) or turns != ["user", "assistant"] * (len(turns) // 2):
             raise UserError(f"{path} is not a saved chat: its messages are not questions and answers in turn.")
         known = saved.known if saved.model == self._model else None
         if known is not None and not all(0 <= token < self._tokenizer.size for token in known.tokens):

@@ -10,6 +10,8 @@ from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.net.messages import Stretch
 
+KV_TYPES = ("auto", "f32", "f16", "bf16", "q8_0", "q4_0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -59,7 +61,10 @@ class Options:
             (n >= 1, "--stages must be at least 1."),
             (self.mode is None or self.mode in MODES, f"--mode must be one of {', '.join(MODES)}."),
             (self.split is None or self.layers is None, "Give --split or --layers, not both."),
-            (self.threads is None or self.threads >= 1, "--threads must be at least 1."),
+            (self.threads is None or 1 <= self.threads <= 512, "--threads must be between 1 and 512."),
+            (self.gpu_layers >= -1, "--gpu-layers must be 0 or more, or -1 for all."),
+            (self.kv_type in KV_TYPES, f"--kv-type must be one of {', '.join(KV_TYPES)}."),
+            (self.flash_attn or not self.kv_type.startswith("q"), f"--kv-type {self.kv_type} needs --flash-attn."),
             (self.ctx is None or self.ctx >= 16, "--ctx-size must be at least 16."),
             (self.branches is None or 1 <= self.branches <= 16, "--branches must be between 1 and 16."),
             (self.cutoff is None or 0.0 <= self.cutoff <= 1.0, "--cutoff must be between 0 and 1."),

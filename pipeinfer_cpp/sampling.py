@@ -42,7 +42,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             (0.0 < self.typical_p <= 1.0, "--typical must be above 0 and at most 1"),
             (self.repeat_penalty > 0.0, "--repeat-penalty must be above 0"),
             (self.repeat_last_n >= 0, "--repeat-last-n must be 0 (off) or more"),
-            (self.grammar is None or self.json_schema is None, "give --grammar or --json-schema, not both"),
+            (self.grammar is None or self.json_schema is None, "Give --grammar or --json-schema, not both"),
         ]
         for holds, sentence in rules:
             if not holds:

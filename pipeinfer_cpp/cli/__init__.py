@@ -62,6 +62,8 @@ def _explain(error: Exception) -> int:
     usage = getattr(error, "format_message", None)  # what typer raises for a command line it does not understand
     if isinstance(error, PipeInferError):
         text, code = str(error), error.exit_code
+    elif isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
+        text, code = "There is text on the command line that is not UTF-8.", 2
     elif usage is not None:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "pipeinfer"

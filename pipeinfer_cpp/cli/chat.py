@@ -41,7 +41,7 @@ def chat(
     from pipeinfer_cpp.cli.opened import opened
     from pipeinfer_cpp.cli.reader import Reader
     from pipeinfer_cpp.conversation import Conversation
-    from pipeinfer_cpp.ui.consoles import notice
+    from pipeinfer_cpp.ui.consoles import notice, warn
 
     with opened(options) as pipeline:
         pipeline.check_grammar(sampling)
@@ -56,6 +56,8 @@ def chat(
         settings = ChatSettings(
             pipeline, conversation, sampling, max_tokens=max_tokens, stop=stop, show_draft=show_draft
         )
+        for warning in pipeline.warnings:
+            warn(warning)
         reader = Reader()
         if reader.interactive:
             notice(f"Chatting with {pipeline.plan.target.name}. /help shows what you can do, Ctrl-D leaves.")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.ui.consoles import notice, out
+from pipeinfer_cpp.ui.consoles import notice, out, turns
 from pipeinfer_cpp.ui.stats import stats_table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ HELP = {
     "/load FILE": "go on with a saved conversation",
     "/regen": "answer the last question again, with a new seed",
     "/set NAME VALUE": "change a setting (temp, top_k, seed, max_tokens, system, ...); /set alone shows all",
-    "/quit": "leave (as do Ctrl-D, and Ctrl-C at an empty prompt)",
+    "/quit": "leave (as do Ctrl-D, and Ctrl-C twice at an empty prompt)",
 }
 
 
@@ -76,13 +76,13 @@ class Commands:
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save")
         self._session.conversation.save(path)
-        notice(f"Saved {self._session.conversation.n_turns} turns to {path}.")
+        notice(f"Saved {turns(self._session.conversation.n_turns)} to {path}.")
 
     def _load(self, rest: str) -> None:
         path = _path(rest, "/load")
         conversation = self._session.conversation
         conversation.load(path)
-        notice(f"Loaded {conversation.n_turns} turns from {path}.")
+        notice(f"Loaded {turns(conversation.n_turns)} from {path}.")
         if conversation.n_turns:
             question, answer = conversation.messages[-2:]
             notice(f"> {question['content']}")

@@ -36,6 +36,9 @@ class ChatSession:
                     self._commands.run(line)
                 else:
                     self._ask(line)
+            except KeyboardInterrupt:  # between an answer and the next prompt
+                if not self._reader.interactive:
+                    raise
             except UserError as error:
                 if self.pipeline.driver.failure is not None:
                     raise
@@ -87,8 +90,10 @@ class ChatSession:
             generation = self.pipeline.generate(
                 prompt.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling, stop=settings.stop
             )
+            shown = 0
             try:
                 for token in generation:
+                    shown += len(token.text)
                     if settings.show_draft and self._paint.colours:
                         out().out(self._paint(printable(token.text), token.origin), end="")
                     else:
@@ -96,7 +101,7 @@ class ChatSession:
             except KeyboardInterrupt:
                 generation.cancel()
             result = generation.wait()
-            self._write("\n")
+            self._write(result.text[shown:] + "\n")  # what was there when it was cancelled
         return result, interrupt.presses > 0
 
     def _close(self, result: Result, cancelled: bool) -> None:

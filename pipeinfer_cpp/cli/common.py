@@ -13,7 +13,7 @@ import typer
 from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.splits import parse_shares
-from pipeinfer_cpp.options import Options
+from pipeinfer_cpp.options import KV_TYPES, Options
 from pipeinfer_cpp.sampling import Sampling
 
 DEFAULT_PAIR = "demo"
@@ -68,14 +68,14 @@ class PipelineOptions:
     ] = None
     kv_type: Annotated[
         str,
-        typer.Option(
-            help="Type of the KV cache: auto, f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0.", rich_help_panel=_PIPELINE
-        ),
+        typer.Option(help=f"Type of the KV cache: {', '.join(KV_TYPES)}.", metavar="TYPE", rich_help_panel=_PIPELINE),
     ] = "auto"
     flash_attn: Annotated[
         bool, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.", rich_help_panel=_PIPELINE)
     ] = True
-    gpu_layers: Annotated[int, typer.Option(help="Layers of each slice on the GPU.", rich_help_panel=_PIPELINE)] = 0
+    gpu_layers: Annotated[
+        int, typer.Option(help="Layers of each slice on the GPU (-1: all).", rich_help_panel=_PIPELINE)
+    ] = 0
     exact: Annotated[
         bool | None,
         typer.Option(
@@ -197,7 +197,7 @@ class SamplingOptions:
     ] = None
     stop: Annotated[
         list[str] | None,
-        typer.Option(help="Text at which the generation ends (repeatable).", rich_help_panel=_SAMPLING),
+        typer.Option(help="Text at which the generation ends (repeatable).", metavar="TEXT", rich_help_panel=_SAMPLING),
     ] = None
 
     def sampling(self) -> Sampling:

@@ -35,6 +35,8 @@ def generate(
 ) -> None:
     """Generate text behind a prompt, as the tokens come. Ctrl-C ends it and keeps what is there."""
     text = _prompt(source, prompt, prompt_file)
+    if max_tokens < 1:
+        raise UserError("--max-tokens must be at least 1.")
     sampling = sampling_options.sampling()
     options = pipeline_options.options(trace=trace is not None)
     if trace is not None:
@@ -45,22 +47,30 @@ def generate(
     from pipeinfer_cpp.ui.consoles import notice, warn, writer
 
     write = (lambda _text: None) if as_json else writer()
-    with opened(options, quiet=as_json) as pipeline, OneInterrupt() as interrupt:
+    with opened(options) as pipeline, OneInterrupt() as interrupt:
         generation = pipeline.generate(
             text, max_tokens=max_tokens, sampling=sampling, stop=tuple(sampling_options.stop or ())
         )
+        shown = 0
         try:
+            if not as_json:
+                for warning in pipeline.warnings:
+                    warn(warning)
             for token in generation:
+                shown += len(token.text)
                 write(token.text)
         except KeyboardInterrupt:
             generation.cancel()
         result = generation.wait()
         if as_json:
-            sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+            fields = msgspec.structs.asdict(result)
+            del fields["warnings"]
+            sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
         else:
-            write("\n")
-            for warning in result.warnings:
-                warn(warning)
+            write(result.text[shown:] + "\n")  # with what was there when it was cancelled
+        for warning in result.warnings:
+            warn(warning)
+        if not as_json:
             seed = f" · seed {sampling.seed}" if sampling_options.seed is None and not sampling.greedy else ""
             notice(result.line() + seed)
         if trace is not None:
@@ -88,9 +98,12 @@ def _prompt(source: str | None, prompt: str | None, prompt_file: Path | None) ->
 
 
 def _check_writable(path: Path) -> None:
-    """A word before the work rather than behind it."""
+    """A word before the work rather than behind it. Leaves nothing: what follows may fail."""
     try:
+        new = not path.exists()
         with path.open("a"):
             pass
+        if new:
+            path.unlink()
     except OSError as error:
         raise UserError(f"--trace {path} cannot be written: {error.strerror}.") from None

@@ -17,6 +17,8 @@ def stages(text: str) -> int | list[str]:
     addresses = [part.strip() for part in text.split(",") if part.strip()]
     if not addresses or not all("://" in address for address in addresses):
         raise UserError(f"--stages {text!r} is neither a number nor a list of addresses like tcp://10.0.0.5:7711.")
+    if len(set(addresses)) < len(addresses):
+        raise UserError(f"--stages {text!r} names a stage twice: each one holds one part of the layers.")
     return addresses
 
 

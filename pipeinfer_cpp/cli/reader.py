@@ -7,6 +7,8 @@ import sys
 from types import FrameType
 from typing import Any, NoReturn
 
+from pipeinfer_cpp.ui.consoles import complain, notice
+
 try:
     import readline
 except ImportError:  # a Python without it: lines can be typed, but not edited
@@ -23,26 +25,29 @@ class Reader:
         self._typed = ""
 
     def read(self) -> str | None:
-        """The next message, or None at the end: end of input, or Ctrl-C at an empty prompt.
+        """The next message, or None at the end: end of input, or Ctrl-C twice at an empty prompt.
 
-        Ctrl-C with something typed throws that away and asks again. Raises KeyboardInterrupt where
-        lines are piped in.
+        Once may have been meant for an answer that just ended. Ctrl-C with something typed throws that
+        away and asks again. Raises KeyboardInterrupt where lines are piped in.
         """
         lines: list[str] = []
+        pressed = False
         while True:
             try:
                 line = self._line(_MORE if lines else _PROMPT)
+                (line or "").encode()
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
                 print()
-                if not lines and not self._typed.strip():
+                empty = not lines and not self._typed.strip()
+                if empty and pressed:
                     return None
-                lines = []
+                if empty:
+                    notice("Ctrl-D or /quit leaves; so does Ctrl-C again.")
+                pressed, lines = empty, []
                 continue
-            except UnicodeDecodeError:
-                from pipeinfer_cpp.ui.consoles import complain
-
+            except UnicodeError:
                 complain("That line is not UTF-8 text.")
                 continue
             if line is None:

@@ -103,6 +103,8 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
         slice_plan(target, first, end)
     settings = _settings(options, pair, target, draft)
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
+    if exact and settings.branches > 1:
+        raise UserError("--exact needs --branches 1, and this pair has more in models.toml.")
     addresses: list[str | None] = [None] * n_stages if isinstance(options.stages, int) else list(options.stages)
     n_local = sum(a is None for a in addresses) + (draft is not None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -135,6 +137,9 @@ def _models(options: Options) -> tuple[Pair | None, Path, Path | None]:
     for part, model in (("target", pair.target), ("draft", pair.draft)):
         path = model.local() if model is not None else None
         if model is not None and path is None:
+            if model.path is not None:
+                where = f"The {part} of {pair.name}, {model.path}"
+                raise UserError(f"{where}, does not exist: mend its path in models.toml.")
             raise UserError(
                 f"The {part} of {pair.name} is not on this machine: run `pipeinfer models pull {pair.name}`."
             )

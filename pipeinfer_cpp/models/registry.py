@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -20,20 +20,21 @@ else:
     import tomli as tomllib
 
 HERE = Path(__file__).resolve().parent
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Speculation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Speculation settings of a pair; None leaves the default. See engine.settings.Settings."""
 
-    mode: str | None = None
-    branches: int | None = None
-    cutoff: float | None = None
-    recovery: float | None = None
-    decay: float | None = None
-    split: float | None = None
-    draft_max: int | None = None
-    max_ahead: int | None = None
-    max_rows: int | None = None
+    mode: Literal["async", "sync", "off"] | None = None
+    branches: Annotated[int, msgspec.Meta(ge=1, le=16)] | None = None
+    cutoff: Share | None = None
+    recovery: Share | None = None
+    decay: Share | None = None
+    split: Share | None = None
+    draft_max: Annotated[int, msgspec.Meta(ge=1, le=63)] | None = None
+    max_ahead: Annotated[int, msgspec.Meta(ge=1, le=512)] | None = None
+    max_rows: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,11 +12,12 @@ _UNSAFE = {c: None for c in (*range(32), 127, *range(128, 160)) if chr(c) not in
 
 
 def out() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def err() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    """Lines stay whole where they are not read on a terminal."""
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def notice(text: str, style: str = "dim") -> None:
@@ -32,6 +33,10 @@ def warn(text: str) -> None:
 def complain(text: str) -> None:
     """A mistake that does not end the command."""
     notice(f"Error: {' '.join(text.split())}", "red")
+
+
+def turns(n: int) -> str:
+    return f"{n} turn{'s' if n != 1 else ''}"
 
 
 def printable(text: str) -> str:

@@ -8,6 +8,7 @@ from rich.text import Text
 from pipeinfer_cpp.conversation import Conversation
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.ui.consoles import turns
 
 
 def stats_table(pipeline: Pipeline, conversation: Conversation, sampling: Sampling) -> Table:
@@ -22,18 +23,19 @@ def stats_table(pipeline: Pipeline, conversation: Conversation, sampling: Sampli
         row("last answer", result.line())
         draft = result.draft
         if draft.proposed:
-            counts = f"{draft.proposed} proposed, {draft.accepted} accepted, {draft.rejected} rejected, {draft.wasted} wasted"
-            row("drafts", counts)
+            judged = f"{draft.accepted} accepted, {draft.rejected} rejected, {draft.wasted} wasted"
+            row("drafts", f"{draft.proposed} proposed, {judged}")
             row("accepted by depth", " ".join(f"{share:.2f}" for share in draft.accept_by_depth[:8]) or "-")
             hit = "-" if draft.sibling_hit is None else f"{draft.sibling_hit:.2f}"
             row("second choice right", f"{hit} (when the first was wrong)")
         row("runs", f"{result.runs.rows} rows, {result.runs.in_flight_mean:.1f} in flight on average")
-    row("context", f"{conversation.n_tokens} of {settings.n_ctx} tokens in {conversation.n_turns} turns")
+    row("context", f"{conversation.n_tokens} of {settings.n_ctx} tokens in {turns(conversation.n_turns)}")
     row("seed", f"{sampling.seed}" + (" (greedy: of no effect)" if sampling.greedy else ""))
     row("target", f"{plan.target.path.name}, {plan.target.n_layers} layers")
     row("draft", plan.draft.path.name if plan.draft else "none")
     shares = ", ".join(f"{first}-{end - 1}" for first, end in plan.ranges)
-    row("stages", f"{len(plan.ranges)} (layers {shares}), {plan.threads} threads each, KV {pipeline.kv_type}")
+    threads = f"{plan.threads} thread{'s' if plan.threads != 1 else ''} each"
+    row("stages", f"{len(plan.ranges)} (layers {shares}), {threads}, KV {pipeline.kv_type}")
     if result is not None and result.memory_mb:
         row("memory", ", ".join(f"{name} {mb:.0f} MB" for name, mb in result.memory_mb.items()))
     for warning in [*pipeline.warnings, *(result.warnings if result else [])]:
