@@ -123,17 +123,23 @@ class SliceRunner:
         if self._stretch:
             left = began + self._stretched(len(rows)) - time.monotonic()
             if left > 0 and self._cut_short.wait(left):
-                for s in set(seq.tolist()):
-                    self._ctx.seq_rm(s, int(pos[seq == s].min()), -1)
-                return Result("aborted", began, time.monotonic())
+                return self._undone(pos, seq, began)
         if self._samplers is None:
             return Result("done", began, time.monotonic(), hidden=out)
         draws = []
         for row, logits in zip((r for r in rows if r.draw), out, strict=True):
+            if self._cut_short.is_set():
+                return self._undone(pos, seq, began)
             draw = self._samplers.draw(row.node, row.parent, row.token, row.pos, logits)
             draws.append((draw.token, draw.logprob) if draw is not None else (-1, 0.0))
         self._samplers.final(run.final)
         return Result("done", began, time.monotonic(), draws=tuple(draws))
+
+    def _undone(self, pos: NDArray[np.int32], seq: NDArray[np.int32], began: float) -> Result:
+        """Cancelled behind its decode: its cells go, as after a decode that was aborted."""
+        for s in set(seq.tolist()):
+            self._ctx.seq_rm(s, int(pos[seq == s].min()), -1)
+        return Result("aborted", began, time.monotonic())
 
     def _stretched(self, width: int) -> float:
         assert self._stretch is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -53,6 +54,8 @@ class Stage:
 
     def serve(self) -> None:
         """Take messages in for ever."""
+        # Python's own 5 ms is how long a cancellation would wait while the other thread draws tokens.
+        sys.setswitchinterval(0.0005)
         selector = Selector([self._server, self._wakeup])
         while True:
             for member in selector.wait(1.0):
