@@ -49,7 +49,7 @@ class ChatTemplate:
                 except jinja2.TemplateError:
                     pass
             raise UserError(f"The model's chat template refuses this conversation: {error}.") from error
-        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise UserError(f"The model's chat template does not work: {error}.") from error
 
     def _render(self, messages: Sequence[Message], answer_follows: bool) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -43,7 +43,7 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     messages: list[Message]
     known: Known | None = None
-    pipeinfer_chat: int = 1
+    pipeinfer_chat: Literal[1] = 1
 
 
 @dataclass(frozen=True)
