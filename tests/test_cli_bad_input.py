@@ -1,0 +1,185 @@
+"""Bad input: exit code 2, one line on stderr, nothing on stdout, nothing left behind."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cli_helpers import ENV, Ended, pipeinfer
+from pipeline_helpers import DRAFT, TARGET, answers, free_port, hand_stages, until
+from tiny_models import MODELS, Tiny, build
+
+GENERATE = ["generate", "--prompt", "Hi", "--max-tokens", "2"]
+PAIR = '[pair.x]\ntarget = { path = "none.gguf" }\n'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that are wrong in some way; every command runs here."""
+    path = tmp_path_factory.mktemp("bad")
+    build(path / "tiny.gguf", MODELS["llama-tied"])
+    build(path / "falcon.gguf", Tiny("falcon"))
+    build(path / "mamba.gguf", Tiny("mamba"))
+    content = TARGET.read_bytes()
+    (path / "half.gguf").write_bytes(content[: len(content) // 2])
+    (path / "header.gguf").write_bytes(content[:100])
+    (path / "empty.gguf").write_bytes(b"")
+    (path / "text.gguf").write_text("This is no model.")
+    (path / "long.txt").write_text("a word " * 1000)
+    (path / "latin.txt").write_bytes("élan".encode("latin-1"))
+    (path / "syntax.toml").write_text("[pair.x\n")
+    (path / "key.toml").write_text(PAIR + "tarrget = 1\n")
+    (path / "none.toml").write_text(PAIR)
+    (path / "range.toml").write_text(PAIR + "[pair.x.speculation]\nbranches = 99\n")
+    (path / "mode.toml").write_text(PAIR + '[pair.x.speculation]\nmode = "fast"\n')
+    return path
+
+
+def check(result: Ended, *words: str) -> None:
+    assert (result.code, result.out) == (2, ""), result.err
+    assert result.err.startswith("Error: ") and result.err.count("\n") == 1 and result.err.endswith("\n"), result.err
+    assert all(word in result.err for word in words), result.err
+    assert not result.left
+
+
+# (options of generate, words of the line)
+GENERATING: list[tuple[str, str]] = [
+    # models
+    ("--target nowhere.gguf", "no file nowhere.gguf"),
+    ("--target .", "is a folder"),
+    ("--target half.gguf", "truncated"),
+    ("--target header.gguf", "truncated"),
+    ("--target empty.gguf", "not a GGUF"),
+    ("--target text.gguf", "not a GGUF"),
+    ("--target falcon.gguf", "'falcon'"),
+    ("--target mamba.gguf", "'mamba'"),
+    (f"--target {TARGET} --draft tiny.gguf", "vocabulary"),
+    (f"--target {TARGET} --draft nowhere.gguf", "no file nowhere.gguf"),
+    (f"--pair demo --target {TARGET}", "not both"),
+    ("--pair nothing", "no pair named 'nothing'"),
+    ("--pair dmo", "Did you mean demo"),
+    ("--pair falcon-180b", "cannot be run"),
+    ("--models nowhere.toml", "nowhere.toml does not exist"),
+    ("--models syntax.toml", "not valid TOML"),
+    ("--models key.toml", "unknown field `tarrget`"),
+    ("--models range.toml --pair x", "$.branches"),
+    ("--models mode.toml --pair x", "'fast'"),
+    ("--models none.toml --pair x", "none.gguf, does not exist"),
+    # stages
+    ("--stages 13", "12 layers"),
+    ("--stages 0", "at least 1"),
+    ("--stages many", "neither a number"),
+    ("--stages tcp://127.0.0.1:1,tcp://127.0.0.1:1", "twice"),
+    ("--stages tcp://nowhere", "not an address"),
+    ("--layers 0-5,5-11", "overlap"),
+    ("--layers 0-5,7-11", "gap"),
+    ("--layers 0-5", "gap"),
+    ("--layers 0-5,6-12", "last layer is 11"),
+    ("--layers first", "not ranges"),
+    ("--split 0.5,half", "not a list of numbers"),
+    ("--split 0.5,-0.5", "positive"),
+    ("--split 0.5,0.5 --stages 3", "3 stages"),
+    ("--split 0.5,0.5 --layers 0-5,6-11", "not both"),
+    # the others
+    ("--ctx-size 100000", "trained for"),
+    ("--kv-type q9", "--kv-type"),
+    ("--kv-type q8_0 --no-flash-attn", "--flash-attn"),
+    ("--mode fast", "--mode"),
+    ("--pair demo-plain --mode async", "draft model"),
+    ("--exact --branches 2", "--branches 1"),
+    ("--ablate all", "--ablate"),
+    ("--temp hot", "--temp"),
+    ("--top-p 2", "--top-p"),
+    ("--logit-bias 5", "--logit-bias"),
+    ("--logit-bias 9000+1", "8192"),
+    ("--grammar root", "invalid grammar"),
+    ("--grammar-file nowhere", "cannot be read"),
+    ("--json-schema {", "invalid JSON schema"),
+    ("--max-tokens 0", "at least 1"),
+    ("--trace nowhere/trace.json", "cannot be written"),
+    ("--nothing", "--nothing"),
+    ("word", "'word' is not an argument"),
+]
+
+
+OTHERS: list[tuple[str, str]] = [
+    ("generate", "one prompt"),
+    ("generate --prompt-file nowhere", "cannot be read"),
+    ("generate --prompt-file latin.txt", "UTF-8"),
+    ("generate --prompt-file long.txt", "and the context 1024"),
+    ("generate --prompt-file long.txt -", "one prompt"),
+    ("generate -", "empty"),
+    ("chat --target falcon.gguf", "'falcon'"),
+    ("stage", "--listen"),
+    ("stage --listen nowhere", "not an address"),
+    ("stage --listen tcp://0.0.0.0:7711", "--insecure"),
+    ("stage --listen tcp://127.0.0.1:7711 --target text.gguf", "not a GGUF"),
+    ("slice tiny.gguf", "one of --layers"),
+    ("slice tiny.gguf --stages 5", "4 layers"),
+    ("slice tiny.gguf --layers 0-1,1-3", "overlap"),
+    ("slice tiny.gguf --stages 2 -o nowhere", "not a folder"),
+    ("slice falcon.gguf --stages 2", "'falcon'"),
+    ("models inspect nothing", "no pair named"),
+    ("models inspect text.gguf", "not a GGUF"),
+    ("models list --models syntax.toml", "not valid TOML"),
+    ("sing", "'sing'"),
+]
+
+
+CASES = [*((f"generate --prompt Hi {options}", words) for options, words in GENERATING), *OTHERS]
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path) -> Iterator[dict[str, Future[Ended]]]:
+    """All the cases' commands, a few at a time: each is mostly start-up."""
+    with ThreadPoolExecutor(3) as pool:
+        yield {line: pool.submit(pipeinfer, *line.split(), cwd=folder) for line, _ in CASES}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize(("line", "words"), CASES, ids=[line for line, _ in CASES])
+def test_bad_input(running: dict[str, Future[Ended]], line: str, words: str) -> None:
+    check(running[line].result(), words)
+
+
+def test_a_failed_command_leaves_no_trace_file(folder: Path) -> None:
+    check(pipeinfer(*GENERATE, "--grammar", "x", "--trace", "trace.json", cwd=folder), "invalid grammar")
+    assert not (folder / "trace.json").exists()
+
+
+def test_text_that_is_not_utf_8(folder: Path) -> None:
+    check(pipeinfer("generate", "--prompt", "\udcff", cwd=folder), "UTF-8")
+    check(pipeinfer("generate", "-", given=b"\xff", cwd=folder), "UTF-8")
+
+
+def test_a_port_in_use(folder: Path) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        address = f"tcp://127.0.0.1:{s.getsockname()[1]}"
+        check(pipeinfer("stage", "--listen", address), address, "in use")
+        check(pipeinfer(*GENERATE, "--stages", address), address, "does not answer")
+
+
+def test_a_stage_that_holds_another_model(folder: Path) -> None:
+    with hand_stages(folder, 1, own=folder / "tiny.gguf") as (stage,):
+        options = ["--target", TARGET, "--draft", DRAFT, "--stages", stage.address]
+        check(pipeinfer(*GENERATE, *options), stage.address, "another model")
+
+
+def test_a_stage_of_another_version() -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    code = "import sys, pipeinfer_cpp.versions as v; v.package_version = lambda: '0.0.1'; "
+    code += f"from pipeinfer_cpp.cli import run; sys.exit(run(['stage', '--listen', '{address}']))"
+    stage = subprocess.Popen([sys.executable, "-c", code], env=ENV, stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: answers(address, 0.2), 20)
+        check(pipeinfer(*GENERATE, "--stages", address), address, "0.0.1")
+    finally:
+        stage.kill()
+        stage.wait()
