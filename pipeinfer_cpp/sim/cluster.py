@@ -10,6 +10,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.costs import CostCurve
@@ -87,9 +88,9 @@ class SimStage:
         if not dead:
             for row in run.rows:
                 cells = self.kv.setdefault(row.seq, {})
-                missing = [p for p in range(row.pos) if p not in cells]
-                assert not missing, f"stage {self.index} run {run.id}: row at {row.pos} of {row.seq} lacks {missing}"
-                assert row.pos not in cells, f"stage {self.index} run {run.id}: position {row.pos} is taken"
+                assert len(cells) == row.pos == 0 or next(reversed(cells)) == row.pos - 1 == len(cells) - 1, (
+                    f"stage {self.index} run {run.id}: row at {row.pos} of {row.seq} finds {len(cells)} cells"
+                )
                 cells[row.pos] = row.token
         self._current = None
         self.cluster.passed_on(self, run, dead, seconds)
@@ -97,16 +98,16 @@ class SimStage:
 
     def _apply(self, ops: Sequence[Op]) -> None:
         for op in ops:
-            end = op.p1 if op.p1 >= 0 else 1 << 40
-            if op.kind == "rm":
-                cells = self.kv.get(op.seq, {})
-                self.kv[op.seq] = {p: t for p, t in cells.items() if not op.p0 <= p < end}
+            cells = self.kv.setdefault(op.seq, {})
+            if op.kind == "rm":  # always to the end
+                while cells and next(reversed(cells)) >= op.p0:
+                    cells.popitem()
             else:
-                source = self.kv.get(op.src, {})
-                self.kv.setdefault(op.seq, {}).update({p: t for p, t in source.items() if op.p0 <= p < end})
+                end = op.p1 if op.p1 >= 0 else 1 << 40
+                cells.update({p: t for p, t in self.kv[op.src].items() if op.p0 <= p < end})
 
     def history(self, seq: int, pos: int) -> list[int]:
-        return [self.kv[seq][p] for p in range(pos + 1)]
+        return list(islice(self.kv[seq].values(), pos + 1))
 
 
 @dataclass
