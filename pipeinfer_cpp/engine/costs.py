@@ -39,11 +39,16 @@ class CostCurve:
             slope = max(slope, 0.0)
         return max(ca + slope * (width - a), 0.0)
 
-    def observe(self, width: int, seconds: float, weight: float = 0.1) -> None:
-        """A run of `width` rows took `seconds`; single slow ones (another program, a pause) are damped."""
+    def observe(self, width: int, seconds: float, weight: float = 0.1) -> bool:
+        """A run of `width` rows took `seconds`; single slow ones (another program, a pause) are damped.
+        False when that is what the curve says already."""
         known = self(width)
-        self._points[width] = known + weight * (min(seconds, 3.0 * known) - known)
+        corrected = known + weight * (min(seconds, 3.0 * known) - known)
+        if self._points.get(width) == corrected:
+            return False
+        self._points[width] = corrected
         self._index()
+        return True
 
     @property
     def points(self) -> dict[int, float]:

@@ -21,6 +21,8 @@ class Pace:
         """By stage: run id -> rows (0: dead), in order."""
         self._since = [0.0] * len(self.curves)
         """By stage: when it ended its last run, or when the first of its queue could start."""
+        self._known: dict[int, tuple[int, float, float]] = {}
+        """By width, until a curve changes: the slowest stage, its time, the time through all."""
 
     def sent(self, run: int, width: int, now: float) -> None:
         if not self._queues[0]:
@@ -50,17 +52,31 @@ class Pace:
         for queue in self._queues:
             queue.clear()
 
+    def observe(self, stage: int, width: int, seconds: float) -> None:
+        """A run of `width` rows took `seconds` there."""
+        if self.curves[stage].observe(width, seconds):
+            self._known.clear()
+
     def slowest(self, width: int = 1) -> int:
         """The first stage within 3% of the slowest."""
-        costs = [curve(width) for curve in self.curves]
-        return next(i for i, cost in enumerate(costs) if cost >= 0.97 * max(costs))
+        return self._of(width)[0]
 
     def bottleneck(self, width: int) -> float:
-        return max(curve(width) for curve in self.curves)
+        """A run's time on the slowest stage."""
+        return self._of(width)[1]
 
     def latency(self, width: int) -> float:
         """One run alone, through all stages and back."""
-        return sum(curve(width) + self.hop for curve in self.curves) + self.hop
+        return self._of(width)[2]
+
+    def _of(self, width: int) -> tuple[int, float, float]:
+        known = self._known.get(width)
+        if known is None:
+            costs = [curve(width) for curve in self.curves]
+            bottleneck = max(costs)
+            slowest = next(i for i, cost in enumerate(costs) if cost >= 0.97 * bottleneck)
+            known = self._known[width] = slowest, bottleneck, sum(cost + self.hop for cost in costs) + self.hop
+        return known
 
     def wait(self, width: int, now: float) -> float:
         """Seconds that a run leaving now would wait before the slowest stage (negative: it is late)."""

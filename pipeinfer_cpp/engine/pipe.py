@@ -63,7 +63,7 @@ class Pipe:
         self.pace.ready(event.stage, event.run, now)
         flight = self.in_flight.get(event.run)
         if flight is not None and event.seconds is not None and flight.run.rows:
-            self.pace.curves[event.stage].observe(len(flight.run.rows), event.seconds)
+            self.pace.observe(event.stage, len(flight.run.rows), event.seconds)
 
     def back(self, event: RunDone, now: float) -> InFlight:
         """A run's header is back from the last stage."""
