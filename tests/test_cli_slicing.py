@@ -1,0 +1,105 @@
+"""`pipeinfer slice` and `pipeinfer models list | inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_helpers import pipeinfer
+from pipeline_helpers import TARGET
+from tiny_models import MODELS, Tiny, build
+
+from pipeinfer_cpp.cli import run
+from pipeinfer_cpp.gguf import Source
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("tiny") / "tiny.gguf", MODELS["qwen2"])
+
+
+def said(capfd: pytest.CaptureFixture[str], *args: object) -> str:
+    """What the command prints, run in this process."""
+    capfd.readouterr()
+    code = run([str(arg) for arg in args])
+    out, err = capfd.readouterr()
+    assert (code, err) == (0, "")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("options", "ranges"),
+    [
+        (["--stages", "2"], [(0, 2), (2, 4)]),
+        (["--layers", "0-0,1-3"], [(0, 1), (1, 4)]),
+        (["--split", "0.5,0.25,0.25"], [(0, 2), (2, 3), (3, 4)]),
+    ],
+)
+def test_slices_are_models_of_their_own(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny: Path, options: list[str], ranges: list[tuple[int, int]]
+) -> None:
+    paths = [tmp_path / f"tiny-layers-{first}-{end - 1}.gguf" for first, end in ranges]
+    assert said(capfd, "slice", tiny, *options, "-o", tmp_path).split() == [str(path) for path in paths]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    layers = [Source.open(path).n_layers for path in paths]
+    assert layers == [end - first for first, end in ranges]
+
+
+def test_the_plan_names_every_tensor_and_writes_nothing(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    out = said(capfd, "slice", tiny, "--stages", "2", "--plan")
+    assert all(name in out for name in Source.open(tiny).tensors)
+    assert "tiny.gguf, layers 0-1" in out and "tiny.gguf, layers 2-3" in out and "blk.2.attn_q.weight → blk.0" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_tells_what_a_file_is(capfd: pytest.CaptureFixture[str], tiny: Path) -> None:
+    rows = dict(line.strip("│ \n").split("│") for line in said(capfd, "models", "inspect", tiny).splitlines()[1:-1])
+    found = {name.strip(): value.strip() for name, value in rows.items()}
+    assert (found["architecture"], found["layers"], found["width"], found["context"]) == ("qwen2", "4", "64", "512")
+    assert found["quantisation"].startswith("F16 ") and found["chat template"] == found["can be sliced"] == "yes"
+    assert found["vocabulary"].startswith("269 tokens") and found["output head"] == "its own"
+
+
+def test_inspect_tells_why_a_model_cannot_be_sliced(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = said(capfd, "models", "inspect", build(tmp_path / "falcon.gguf", Tiny("falcon")))
+    assert "no: Models of architecture" in out and "'falcon'" in out
+
+
+def test_inspect_tells_of_a_pair_whether_it_fits(capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny: Path) -> None:
+    out = said(capfd, "models", "inspect", "demo")
+    assert "target" in out and "draft" in out and "The vocabularies fit" in out
+    models = tmp_path / "models.toml"
+    models.write_text(
+        f'[pair.odd]\ndescription = "Odd"\ntarget = {{ path = "{TARGET}" }}\ndraft = {{ path = "{tiny}" }}\n'
+    )
+    out = said(capfd, "models", "inspect", "odd", "--models", models)
+    assert "Odd" in out and "The pair does not fit: tiny.gguf" in out
+
+
+def test_list_shows_all_pairs_and_what_is_here(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    models = tmp_path / "models.toml"
+    models.write_text('[pair.mine]\ndescription = "My own"\ntarget = { path = "none.gguf", size = "1 GB" }\n')
+    lines = said(capfd, "models", "list", "--models", models).splitlines()
+    row = {
+        line.split("│")[1].strip(): [part.strip() for part in line.split("│")[2:-1]] for line in lines if "│" in line
+    }
+    assert row["demo"][1:] == ["45 MB", "6 MB", "yes"]
+    assert row["mine"] == ["My own", "1 GB", "none", "no"]
+    assert "falcon" in row["falcon-180b"][-1] and row["falcon-180b"][-1].startswith("no: ")
+
+
+@pytest.mark.parametrize("command", ["", "generate", "chat", "stage", "slice", "models", "models inspect"])
+def test_help(capfd: pytest.CaptureFixture[str], command: str) -> None:
+    assert f"Usage: pipeinfer {command}".strip() in said(capfd, *command.split(), "--help")
+
+
+def test_version() -> None:
+    result = pipeinfer("--version")
+    assert result.code == 0 and result.out.startswith("pipeinfer 0.") and "llama-cpp-python 0." in result.out
