@@ -21,6 +21,7 @@ from pipeinfer_cpp.llama.vocabulary import Vocabulary
 
 HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent / "pipeinfer_cpp" / "models" / "demo"
+TARGET, DRAFT, WEAK = (DEMO / f"demo-{name}-q8_0.gguf" for name in ("target", "draft", "weak-draft"))
 PROMPTS = HERE / "demo_models" / "prompts.jsonl"
 
 
