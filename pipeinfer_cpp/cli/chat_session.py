@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pipeinfer_cpp.cli.chat_commands import Commands
 from pipeinfer_cpp.cli.chat_settings import ChatSettings
 from pipeinfer_cpp.cli.reader import Reader
@@ -10,7 +12,7 @@ from pipeinfer_cpp.conversation import Conversation, Mark, Prompt
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.results import Result
-from pipeinfer_cpp.ui.consoles import complain, err, notice, out, printable, warn, writer
+from pipeinfer_cpp.ui.consoles import complain, err, notice, out, warn, writer
 from pipeinfer_cpp.ui.origins import Painter, legend
 
 
@@ -95,11 +97,14 @@ class ChatSession:
                 for token in generation:
                     shown += len(token.text)
                     if settings.show_draft and self._paint.colours:
-                        out().out(self._paint(printable(token.text), token.origin), end="")
+                        self._write(token.text, partial(self._paint, origin=token.origin))
                     else:
                         self._write(token.text)
             except KeyboardInterrupt:
                 generation.cancel()
+            except BaseException:
+                self._write("\n")
+                raise
             result = generation.wait()
             self._write(result.text[shown:] + "\n")  # what was there when it was cancelled
         return result, interrupt.presses > 0

@@ -12,7 +12,7 @@ import typer
 from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.cli.common import PipelineOptions, SamplingOptions
 from pipeinfer_cpp.cli.groups import with_options
-from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.errors import PipeInferError, UserError
 
 
 @with_options(PipelineOptions, SamplingOptions)
@@ -61,6 +61,9 @@ def generate(
                 write(token.text)
         except KeyboardInterrupt:
             generation.cancel()
+        except PipeInferError:
+            write("\n" if shown else "")
+            raise
         result = generation.wait()
         if as_json:
             fields = msgspec.structs.asdict(result)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
+from pipeinfer_cpp.ui.wrapping import Wrapper
+
 _UNSAFE = {c: None for c in (*range(32), 127, *range(128, 160)) if chr(c) not in "\n\t"}
 
 
@@ -44,13 +46,16 @@ def printable(text: str) -> str:
     return text.translate(_UNSAFE)
 
 
-def writer() -> Callable[[str], None]:
-    """Writes pieces of generated text to stdout at once; made printable where that is a terminal."""
-    clean = printable if sys.stdout.isatty() else str
+def writer() -> Callable[..., None]:
+    """Writes pieces of generated text to stdout at once. On a terminal they are made printable and
+    wrapped; a second argument, a function, may colour them."""
 
     def write(text: str) -> None:
         if text:
-            sys.stdout.write(clean(text))
+            sys.stdout.write(text)
             sys.stdout.flush()
 
-    return write
+    if not sys.stdout.isatty():
+        return write
+    wrapper = Wrapper(write)
+    return lambda text, paint=str: wrapper(printable(text), paint)

@@ -20,7 +20,7 @@ def legend() -> Text:
 
 
 class Painter:
-    """Puts a token's text between the codes of its origin's colour (nothing where there are no colours)."""
+    """Puts text without line breaks between the codes of its origin's colour (nothing where there are no colours)."""
 
     def __init__(self, console: Console) -> None:
         self._codes = {origin: self._codes_of(console, style) for origin, style in STYLES.items()}
@@ -28,8 +28,7 @@ class Painter:
 
     def __call__(self, text: str, origin: str) -> str:
         begin, end = self._codes.get(origin, ("", ""))
-        # A background must not run to the end of the line, so line breaks stay outside.
-        return "\n".join(f"{begin}{part}{end}" if part else "" for part in text.split("\n"))
+        return f"{begin}{text}{end}"
 
     @staticmethod
     def _codes_of(console: Console, style: str) -> tuple[str, str]:

@@ -1,0 +1,73 @@
+"""Generated text on a terminal: wrapped between words while it comes in pieces."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeinfer_cpp.ui.wrapping import Wrapper
+
+TEXT = "Once upon a time there was a little fox, who lived in an extraordinarily deep valley."
+
+
+class Screen:
+    """What a terminal of `width` columns makes of what is written."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.lines, self.column = width, [""], 0
+
+    def write(self, text: str) -> None:
+        for code, steps, c in re.findall(r"(\x1b\[(\d*)[A-Za-z])|(.|\n|\r)", text):
+            if code.endswith("C"):
+                self.column += int(steps)
+            elif code.endswith("K"):
+                self.lines[-1] = self.lines[-1][: self.column]
+            elif c == "\r":
+                self.column = 0
+            elif c == "\n":
+                self._new_line()
+            elif c:
+                if self.column == self.width:
+                    self._new_line()
+                self.lines[-1] = self.lines[-1][: self.column] + c
+                self.column += 1
+
+    def _new_line(self) -> None:
+        self.lines.append("")
+        self.column = 0
+
+
+def shown(pieces: list[str], width: int) -> list[str]:
+    screen = Screen(width)
+    wrapper = Wrapper(screen.write, lambda: width)
+    for piece in pieces:
+        wrapper(piece, lambda text: f"\x1b[32m{text}\x1b[0m")
+    return [line.rstrip() for line in screen.lines]
+
+
+def test_words_stay_whole_however_they_come() -> None:
+    for size in (1, 3, 7, 100):
+        pieces = [TEXT[i : i + size] for i in range(0, len(TEXT), size)]
+        assert shown(pieces, 25) == textwrap.wrap(TEXT, 24)
+
+
+def test_line_breaks_of_the_text_stay() -> None:
+    assert shown(["One\n\ntwo ", "three four"], 11) == ["One", "", "two three", "four"]
+
+
+def test_a_word_longer_than_a_line_is_the_terminals() -> None:
+    assert shown(["a ", "b" * 12, " cc"], 10) == ["a bbbbbbbb", "bbbb cc"]
+
+
+def test_after_characters_of_unknown_width_nothing_is_taken_back() -> None:
+    assert shown(["狐 is a ", "fox and", "\nsays it is"], 10) == ["狐 is a fox", " and", "says it", "is"]
+
+
+@given(st.lists(st.text("ab \n狐", max_size=8), max_size=20), st.integers(4, 20))
+def test_no_character_is_lost(pieces: list[str], width: int) -> None:
+    lines = shown(pieces, width)
+    assert "".join("".join(lines).split()) == "".join("".join(pieces).split())
+    assert all(len(line) <= width for line in lines)
