@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.net.messages import Stretch
+from pipeinfer_cpp.net.messages import WIRES, Stretch
 
 KV_TYPES = ("auto", "f32", "f16", "bf16", "q8_0", "q4_0")
 
@@ -21,6 +21,7 @@ class Options:
     to start here, or the addresses of stages that run already. split: shares of the layers; layers: the
     ranges themselves, "0-9,10-19". threads: of each process. ctx: positions a conversation can have.
     stretch: makes each stage (one for all, or one each) as slow as given; draft_stretch: the draft.
+    wire: codec of the hidden states (see `net.codecs`), one for all links or one each.
     The speculation settings left None come from the pair's entry in models.toml, then from
     `engine.Settings`.
     """
@@ -51,6 +52,7 @@ class Options:
     ablate: Sequence[str] = ()
     stretch: Stretch | Sequence[Stretch] | None = None
     draft_stretch: Stretch | None = None
+    wire: str | Sequence[str] = "f32"
     trace: bool = False
 
     def check(self) -> None:
@@ -85,9 +87,22 @@ class Options:
         if not isinstance(self.stretch, Stretch | None) and len(self.stretch) != n:
             raise UserError(f"--stretch names {len(self.stretch)} stages, but there are {n}.")
 
+        links = [self.wire] if isinstance(self.wire, str) else list(self.wire)
+        for name in links:
+            if name not in WIRES:
+                raise UserError(f"--wire {name} is not one of {', '.join(WIRES)}.")
+        if not isinstance(self.wire, str) and len(links) != n - 1:
+            raise UserError(f"--wire names {len(links)} links, but {n} stages have {n - 1}.")
+
     @property
     def n_stages(self) -> int:
         return self.stages if isinstance(self.stages, int) else len(self.stages)
+
+    def wire_of(self, link: int) -> str:
+        """The codec from stage `link` to the next; `f32` where there is no such link."""
+        if not 0 <= link < self.n_stages - 1:
+            return "f32"
+        return self.wire if isinstance(self.wire, str) else self.wire[link]
 
     def stretch_of(self, stage: int) -> Stretch | None:
         if self.stretch is None or isinstance(self.stretch, Stretch):

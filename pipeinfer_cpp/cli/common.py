@@ -76,6 +76,14 @@ class PipelineOptions:
     gpu_layers: Annotated[
         int, typer.Option(help="Layers of each slice on the GPU (-1: all).", rich_help_panel=_PIPELINE)
     ] = 0
+    wire: Annotated[
+        str,
+        typer.Option(
+            help="How hidden states travel, for all links or one each: f32, f16, bf16, q8, q4.",
+            metavar="CODEC,...",
+            rich_help_panel=_PIPELINE,
+        ),
+    ] = "f32"
     exact: Annotated[
         bool | None,
         typer.Option(
@@ -133,6 +141,7 @@ class PipelineOptions:
             kv_type=self.kv_type,
             flash_attn=self.flash_attn,
             gpu_layers=self.gpu_layers,
+            wire=self.wire.split(",") if "," in self.wire else self.wire,
             exact=self.exact,
             branches=self.branches,
             cutoff=self.cutoff,

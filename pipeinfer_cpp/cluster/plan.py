@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, check_pair, even_split, parse_layers, slice_plan, split_by_shares
+from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef
 from pipeinfer_cpp.options import Options
 
@@ -61,6 +62,8 @@ class Plan:
                 stretch=options.stretch_of(index),
                 max_rows=self.settings.max_rows,
                 active=self.active,
+                wire_in=options.wire_of(index - 1),
+                wire_out=options.wire_of(index),
             )
             for index, (first, end) in enumerate(self.ranges)
         ]
@@ -101,6 +104,8 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
         raise UserError(f"--layers or --split names {len(ranges)} parts, but there are {n_stages} stages.")
     for first, end in ranges:
         slice_plan(target, first, end)
+    for link in range(n_stages - 1):
+        codec(options.wire_of(link), target.n_embd)
     settings = _settings(options, pair, target, draft)
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
     if exact and settings.branches > 1:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.net.messages import WIRES
 
 BLOCK = 32
 F32: TypeAlias = NDArray[np.float32]
@@ -134,7 +135,7 @@ class _Q4:
         return out
 
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (_F32(), _F16(), _BF16(), _Q8(), _Q4())}
+CODECS: dict[str, Codec] = dict(zip(WIRES, (_F32(), _F16(), _BF16(), _Q8(), _Q4()), strict=True))
 
 
 def codec(name: str, width: int) -> Codec:

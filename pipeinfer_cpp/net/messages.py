@@ -12,7 +12,9 @@ from pipeinfer_cpp.engine.run import Row
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.sampling import Sampling
 
-PROTOCOL = 1
+PROTOCOL = 2
+WIRES = ("f32", "f16", "bf16", "q8", "q4")
+"""Names of the codecs in `net.codecs`."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -114,6 +116,9 @@ class LoadSlice(Message, frozen=True):
     max_rows: int = 16
     active: bool = False
     """Wait for runs without sleeping (this machine has cores to spare)."""
+    wire_in: str = "f32"
+    wire_out: str = "f32"
+    """Codecs of the hidden states that come and that go; see `net.codecs`."""
 
 
 class LoadDraft(Message, frozen=True):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
     Failed,
@@ -170,5 +171,7 @@ class Compute:
                 self._post(back)
             return 16 + 12 * len(result.draws)
         header = RunHeader(run.id, run.kind, run.ops, run.rows, run.final, run.turn, dead, memory, held)
-        hidden = None if result.hidden is None else memoryview(result.hidden).cast("B")
-        return self._following.send(header, hidden)
+        if result.hidden is None:
+            return self._following.send(header)
+        wire = codec(self._load.wire_out, result.hidden.shape[1])
+        return self._following.send(header, wire.encode(result.hidden))

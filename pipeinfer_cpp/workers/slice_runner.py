@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
 from pipeinfer_cpp.llama.paths import PathSamplers
+from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader
 from pipeinfer_cpp.workers.lifeline import resident_mb
 from pipeinfer_cpp.workers.probe import probe
@@ -47,6 +48,7 @@ class SliceRunner:
         self._cut_short = threading.Event()
         self._samplers = PathSamplers(context.vocab, context.n_vocab) if self.last else None
         self._n_seq = options.n_seq
+        self._wire = codec(load.wire_in, context.n_embd)
         setup = f"{kv_type}|{options.flash_attn}|{options.threads}|{options.gpu_layers}|{load.first}-{load.end}"
         try:
             curve, safe = probe(context, load.model.sha256, setup, load.max_rows, load.exact, report)
@@ -115,9 +117,10 @@ class SliceRunner:
         if self.first:
             inputs = np.array([r.token for r in rows], np.int32)
         else:
-            if payload is None or payload.nbytes != 4 * len(rows) * self._ctx.n_embd:
+            width = self._ctx.n_embd
+            if payload is None or payload.nbytes != len(rows) * self._wire.row_bytes(width):
                 raise UserError(f"Run {run.id} came without its hidden states: is the stage before it the same model?")
-            inputs = np.frombuffer(payload, np.float32).reshape(len(rows), self._ctx.n_embd)
+            inputs = self._wire.decode(payload, len(rows), width)
         wanted = np.array([r.draw for r in rows], np.int8) if self.last else None
         out = self._ctx.decode(inputs, pos, seq, wanted)
         if self._stretch:
