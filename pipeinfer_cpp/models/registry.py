@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,7 @@ class PairEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Registry(msgspec.Struct, forbid_unknown_fields=True):
-    pair: dict[str, dict[str, Any]] = {}
+    pair: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -173,14 +174,22 @@ def _merge(path: Path, base: Path, name: str, entry: PairEntry, old: Pair | None
 def _file(path: Path, base: Path, name: str, part: str, entry: FileEntry | None) -> ModelFile | None:
     if entry is None:
         return None
+    where = f"{path}: {part} of pair {name!r}"
+    if "" in (entry.path, entry.repo, entry.file):
+        raise UserError(f"{where} has an empty path, repo or file.")
     if entry.path is not None and entry.repo is None and entry.file is None:
         given = Path(os.path.expanduser(entry.path))
         return ModelFile(path=given if given.is_absolute() else base / given, size=entry.size)
     if entry.repo is not None and entry.file is not None and entry.path is None:
-        if entry.parts != 1 and not entry.file.endswith(f"-00001-of-{entry.parts:05d}.gguf"):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", entry.repo):
+            raise UserError(f"{where}: repo = {entry.repo!r} is not of the form OWNER/REPO.")
+        if entry.file.startswith("/") or ".." in entry.file.split("/"):
+            raise UserError(f"{where}: file = {entry.file!r} is not a path inside the repository.")
+        if entry.parts < 1:
+            raise UserError(f"{where}: parts = {entry.parts} is below 1.")
+        if entry.parts > 1 and not entry.file.endswith(f"-00001-of-{entry.parts:05d}.gguf"):
             raise UserError(
-                f"{path}: {part} of pair {name!r} has parts = {entry.parts}, "
-                f"and its file does not end in -00001-of-{max(entry.parts, 0):05d}.gguf."
+                f"{where} has parts = {entry.parts}, and its file does not end in -00001-of-{entry.parts:05d}.gguf."
             )
         return ModelFile(repo=entry.repo, file=entry.file, parts=entry.parts, size=entry.size)
-    raise UserError(f"{path}: {part} of pair {name!r} needs either path, or repo and file.")
+    raise UserError(f"{where} needs either path, or repo and file.")
