@@ -27,7 +27,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(path / "mamba.gguf", Tiny("mamba"))
     content = TARGET.read_bytes()
     (path / "half.gguf").write_bytes(content[: len(content) // 2])
-    (path / "header.gguf").write_bytes(content[:100])
     (path / "empty.gguf").write_bytes(b"")
     (path / "text.gguf").write_text("This is no model.")
     (path / "long.txt").write_text("a word " * 1000)
@@ -51,9 +50,7 @@ def check(result: Ended, *words: str) -> None:
 GENERATING: list[tuple[str, str]] = [
     # models
     ("--target nowhere.gguf", "no file nowhere.gguf"),
-    ("--target .", "is a folder"),
     ("--target half.gguf", "truncated"),
-    ("--target header.gguf", "truncated"),
     ("--target empty.gguf", "not a GGUF"),
     ("--target text.gguf", "not a GGUF"),
     ("--target falcon.gguf", "'falcon'"),
@@ -62,7 +59,6 @@ GENERATING: list[tuple[str, str]] = [
     (f"--target {TARGET} --draft nowhere.gguf", "no file nowhere.gguf"),
     (f"--pair demo --target {TARGET}", "not both"),
     ("--pair nothing", "no pair named 'nothing'"),
-    ("--pair dmo", "Did you mean demo"),
     ("--pair falcon-180b", "cannot be run"),
     ("--models nowhere.toml", "nowhere.toml does not exist"),
     ("--models syntax.toml", "not valid TOML"),
@@ -72,19 +68,14 @@ GENERATING: list[tuple[str, str]] = [
     ("--models none.toml --pair x", "none.gguf, does not exist"),
     # stages
     ("--stages 13", "12 layers"),
-    ("--stages 0", "at least 1"),
     ("--stages many", "neither a number"),
     ("--stages tcp://127.0.0.1:1,tcp://127.0.0.1:1", "twice"),
     ("--stages tcp://nowhere", "not an address"),
     ("--layers 0-5,5-11", "overlap"),
     ("--layers 0-5,7-11", "gap"),
-    ("--layers 0-5", "gap"),
     ("--layers 0-5,6-12", "last layer is 11"),
-    ("--layers first", "not ranges"),
     ("--split 0.5,half", "not a list of numbers"),
-    ("--split 0.5,-0.5", "positive"),
     ("--split 0.5,0.5 --stages 3", "3 stages"),
-    ("--split 0.5,0.5 --layers 0-5,6-11", "not both"),
     # the others
     ("--ctx-size 100000", "trained for"),
     ("--kv-type q9", "--kv-type"),
@@ -92,7 +83,6 @@ GENERATING: list[tuple[str, str]] = [
     ("--mode fast", "--mode"),
     ("--pair demo-plain --mode async", "draft model"),
     ("--exact --branches 2", "--branches 1"),
-    ("--ablate all", "--ablate"),
     ("--temp hot", "--temp"),
     ("--top-p 2", "--top-p"),
     ("--logit-bias 5", "--logit-bias"),
@@ -112,20 +102,16 @@ OTHERS: list[tuple[str, str]] = [
     ("generate --prompt-file nowhere", "cannot be read"),
     ("generate --prompt-file latin.txt", "UTF-8"),
     ("generate --prompt-file long.txt", "and the context 1024"),
-    ("generate --prompt-file long.txt -", "one prompt"),
     ("generate -", "empty"),
     ("chat --target falcon.gguf", "'falcon'"),
     ("stage", "--listen"),
     ("stage --listen nowhere", "not an address"),
     ("stage --listen tcp://0.0.0.0:7711", "--insecure"),
-    ("stage --listen tcp://127.0.0.1:7711 --target text.gguf", "not a GGUF"),
     ("slice tiny.gguf", "one of --layers"),
     ("slice tiny.gguf --stages 5", "4 layers"),
-    ("slice tiny.gguf --layers 0-1,1-3", "overlap"),
     ("slice tiny.gguf --stages 2 -o nowhere", "not a folder"),
     ("slice falcon.gguf --stages 2", "'falcon'"),
     ("models inspect nothing", "no pair named"),
-    ("models inspect text.gguf", "not a GGUF"),
     ("models list --models syntax.toml", "not valid TOML"),
     ("sing", "'sing'"),
 ]

@@ -53,9 +53,8 @@ def generate(
         )
         shown = 0
         try:
-            if not as_json:
-                for warning in pipeline.warnings:
-                    warn(warning)
+            for warning in pipeline.warnings:
+                warn(warning)
             for token in generation:
                 shown += len(token.text)
                 write(token.text)
