@@ -36,7 +36,7 @@ def _options(
 
 def command() -> Any:
     """The whole command as click has it."""
-    from pipeinfer_cpp.cli import chat, doctor, generate, models, slicing, stage
+    from pipeinfer_cpp.cli import chat, doctor, generate, models, slicing, stage, verify
 
     if not app.registered_commands:
         app.command("chat")(chat.chat)
@@ -44,5 +44,6 @@ def command() -> Any:
         app.command("stage")(stage.stage)
         app.command("slice")(slicing.cut)
         app.add_typer(models.app, name="models")
+        app.command("verify")(verify.verify)
         app.command("doctor")(doctor.doctor)
     return typer.main.get_command(app)

@@ -1,0 +1,1 @@
+"""Instruments: what a codec changes, emulated clusters, benchmarks, simulation."""
