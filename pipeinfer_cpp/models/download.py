@@ -21,6 +21,8 @@ Progress = Callable[[str, int, int], None]
 """(file name, bytes done, bytes in all)"""
 
 SHA256_DIGITS = 64
+LARGEST = 50 * 1000**3
+"""The hub does not serve larger files over plain HTTP."""
 
 
 def download(repo: str, name: str, progress: Progress | None = None) -> Path:
@@ -29,21 +31,28 @@ def download(repo: str, name: str, progress: Progress | None = None) -> Path:
     Raises UserError for what does not exist or is not open to this user, PipeInferError when the network or the disk
     fails: what has arrived by then is kept, and the next call fetches the rest.
     """
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub import utils as hub
 
     full = f"{repo}/{name}"
     try:
-        return _download(repo, name, progress)
-    except GatedRepoError as error:
+        with _quiet():
+            return _download(repo, name, progress)
+    except hub.GatedRepoError as error:
         raise UserError(
             f"{repo} wants you to accept its licence: do so on its page, then log in with `hf auth login`."
         ) from error
-    except (RepositoryNotFoundError, EntryNotFoundError) as error:
-        raise UserError(f"{full} does not exist on Hugging Face: check repo and file in models.toml.") from error
+    except hub.RepositoryNotFoundError as error:
+        raise UserError(
+            f"Hugging Face has no {repo}, or it is private: check repo in models.toml, or log in with `hf auth login`."
+        ) from error
+    except hub.LocalEntryNotFoundError as error:  # an EntryNotFoundError too; the hub went away meanwhile
+        raise PipeInferError(f"{full} could not be fetched (no connection). Run the pull again to go on.") from error
+    except hub.EntryNotFoundError as error:
+        raise UserError(f"{full} does not exist on Hugging Face: check file in models.toml.") from error
     except PipeInferError:
         raise
     except Exception as error:  # the hub's client raises its transport's own errors
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise PipeInferError(f"{full} could not be fetched ({reason}). Run the pull again to go on.") from error
 
 
@@ -55,16 +64,15 @@ def _download(repo: str, name: str, progress: Progress | None) -> Path:
 
     url, headers = hf_hub_url(repo, name), build_hf_headers()
     about = get_hf_file_metadata(url, token=None)
-    if about.etag is None or about.size is None:
-        return Path(hf_hub_download(repo, name))  # not the hub itself, but something like it: without resume
+    if about.etag is None or about.size is None or about.size > LARGEST:
+        return Path(hf_hub_download(repo, name))  # not the hub itself, or only by its own protocol: without resume
     blob = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs" / about.etag
     if not blob.exists():
         if about.location != url and _host(about.location) != _host(url):
             headers.pop("authorization", None)  # a signed address elsewhere: our token is not for them
         with _locked(Path(HF_HUB_CACHE) / ".locks" / blob.parent.parent.name / f"{blob.name}.pipeinfer.lock", name):
             _fetch(about.location, headers, blob, name, about.size, progress)
-    with _no_bars():
-        return Path(hf_hub_download(repo, name))  # finds the blob, and gives it its name
+    return Path(hf_hub_download(repo, name))  # finds the blob, and gives it its name
 
 
 @contextmanager
@@ -99,7 +107,7 @@ def _fetch(url: str, headers: dict[str, str], blob: Path, name: str, size: int, 
         )
     report = (lambda n: progress(name, n, size)) if progress else (lambda n: None)
     report(done)
-    with _Counted(part, report) as file, _no_bars():
+    with _Counted(part, report) as file:
         http_get(url, file, resume_size=done, headers=headers, expected_size=size)
     report(size)
     _check(part, blob.name, name)
@@ -133,18 +141,20 @@ def _check(part: Path, etag: str, name: str) -> None:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """The hub's own progress bars off: we have ours."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+def _quiet() -> Iterator[None]:
+    """Without the hub's own bars and warnings: we have ours."""
+    from huggingface_hub import utils as hub
 
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
+    level, bars = hub.logging.get_verbosity(), not hub.are_progress_bars_disabled()
+    hub.logging.set_verbosity_error()
+    if bars:
+        hub.disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        hub.logging.set_verbosity(level)
+        if bars:
+            hub.enable_progress_bars()
 
 
 def _host(url: str) -> str:
