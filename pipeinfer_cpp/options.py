@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.net.messages import WIRES, Stretch
+from pipeinfer_cpp.net.transit import LinkSpeed
 
 KV_TYPES = ("auto", "f32", "f16", "bf16", "q8_0", "q4_0")
 
@@ -22,6 +23,7 @@ class Options:
     ranges themselves, "0-9,10-19". threads: of each process. ctx: positions a conversation can have.
     stretch: makes each stage (one for all, or one each) as slow as given; draft_stretch: the draft.
     wire: codec of the hidden states (see `net.codecs`), one for all links or one each.
+    links: emulated ones, from the coordinator to stage 0, between stages, from the last back.
     The speculation settings left None come from the pair's entry in models.toml, then from
     `engine.Settings`.
     """
@@ -53,6 +55,7 @@ class Options:
     stretch: Stretch | Sequence[Stretch] | None = None
     draft_stretch: Stretch | None = None
     wire: str | Sequence[str] = "f32"
+    links: Sequence[LinkSpeed] | None = None
     trace: bool = False
 
     def check(self) -> None:
@@ -93,6 +96,9 @@ class Options:
                 raise UserError(f"--wire {name} is not one of {', '.join(WIRES)}.")
         if not isinstance(self.wire, str) and len(links) != n - 1:
             raise UserError(f"--wire names {len(links)} links, but {n} stages have {n - 1}.")
+
+        if self.links is not None and len(self.links) != n + 1:
+            raise UserError(f"{len(self.links)} links are emulated, but {n} stages have {n + 1}, in a ring.")
 
     @property
     def n_stages(self) -> int:

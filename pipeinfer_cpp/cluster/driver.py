@@ -15,6 +15,7 @@ from pipeinfer_cpp.engine.engine import IDLE
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.net import messages as msg
 from pipeinfer_cpp.net.sockets import Link, Network, Selector, Wakeup, clock
+from pipeinfer_cpp.net.transit import Arrivals, LinkSpeed
 from pipeinfer_cpp.results import Result, Tally, Token
 from pipeinfer_cpp.sampling import Sampling
 from pipeinfer_cpp.text import TextStream
@@ -52,6 +53,7 @@ class Driver:
         exact: bool,
         trace: bool,
         active: bool = False,
+        links: Sequence[LinkSpeed] = (),
     ) -> None:
         self._stages, self._draft = list(stages), draft
         self._curves, self._piece = list(curves), piece
@@ -71,6 +73,8 @@ class Driver:
         self._keep: int | None = None
         self._start: msg.TurnStart | None = None
         self._kinds: dict[int, str] = {}
+        self._emulated = bool(links)
+        self._arrivals: Arrivals[tuple[Peer, msg.Message]] = Arrivals(links[1:])
         self._wake: float | None = None
         self._patrolled = self._pinged = 0.0
         self._closing = False
@@ -140,12 +144,14 @@ class Driver:
         try:
             while not self._closing:
                 now = clock()
-                timeout = PATROL if self._wake is None else min(PATROL, self._wake - now)
+                timeout = min(PATROL, *(t - now for t in (self._wake, self._arrivals.next()) if t is not None), PATROL)
                 for member in selector.wait(timeout, self._active and self._turn is not None):
                     if member is self._wakeup:
                         self._wakeup.drain()
                     else:
                         self._receive(*by_link[id(member)])
+                for peer, message in self._arrivals.arrived(clock()):
+                    self._take(peer, message)
                 while self._commands:
                     self._commands.popleft()()
                 # Waiting is in whole milliseconds: a wake-up that is nearly due is taken as due.
@@ -162,21 +168,28 @@ class Driver:
 
     def _receive(self, peer: Peer, link: Link[msg.ToCoordinator]) -> None:
         while (message := link.receive()) is not None:
-            match message:
-                case msg.RunBack(run, dead, draws, memory, held):
-                    self._tally.memory_mb.update(memory)
-                    self.held = held or self.held
-                    if self.trace is not None:
-                        self.trace.instant("coordinator", f"back {run}", clock(), run=run, dead=dead)
-                    self._feed(ev.RunDone(run, () if dead else draws))
-                case msg.StageReady():
-                    self._stage_ready(peer, message)
-                case msg.Drafted():
-                    self._drafted(message)
-                case msg.Failed(reason) if peer is self._draft:
-                    self._lose_draft(reason)
-                case msg.Failed(reason) if peer in self._stages:
-                    raise WorkerDied(f"{peer.name} failed: {reason.rstrip('.')}.")
+            if self._emulated and isinstance(message, msg.RunBack | msg.StageReady):
+                sent = message.sent if isinstance(message, msg.RunBack) else message.ended
+                self._arrivals.push(self._stages.index(peer), sent, 24, (peer, message))
+            else:
+                self._take(peer, message)
+
+    def _take(self, peer: Peer, message: msg.Message) -> None:
+        match message:
+            case msg.RunBack(run, dead, draws, memory, held):
+                self._tally.memory_mb.update(memory)
+                self.held = held or self.held
+                if self.trace is not None:
+                    self.trace.instant("coordinator", f"back {run}", clock(), run=run, dead=dead)
+                self._feed(ev.RunDone(run, () if dead else draws))
+            case msg.StageReady():
+                self._stage_ready(peer, message)
+            case msg.Drafted():
+                self._drafted(message)
+            case msg.Failed(reason) if peer is self._draft:
+                self._lose_draft(reason)
+            case msg.Failed(reason) if peer in self._stages:
+                raise WorkerDied(f"{peer.name} failed: {reason.rstrip('.')}.")
 
     def _begin(self, turn: Turn) -> None:
         if self.failure is not None or self._turn is not None:
@@ -230,7 +243,7 @@ class Driver:
     def _carry_out(self, action: ev.Action) -> None:
         match action:
             case ev.Dispatch(run):
-                header = msg.RunHeader(run.id, run.kind, run.ops, run.rows, run.final, self._start)
+                header = msg.RunHeader(run.id, run.kind, run.ops, run.rows, run.final, self._start, sent=clock())
                 self._start = None
                 self._kinds[run.id] = run.kind
                 sent = self._stages[0].runs.send(header)
@@ -251,7 +264,7 @@ class Driver:
                     self.trace.counter("in flight", now, len(self.engine.pipe.in_flight))
             case ev.Cancel(runs):
                 for stage in self._stages:
-                    self._tally.wire_bytes += stage.link.send(msg.Cancel(runs))
+                    self._tally.wire_bytes += stage.link.send(msg.Cancel(runs, clock()))
                 if self.trace is not None:
                     self.trace.instant("coordinator", f"cancel {list(runs)}", clock(), runs=list(runs))
             case ev.Wake(at):

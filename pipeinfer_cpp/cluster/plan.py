@@ -64,6 +64,7 @@ class Plan:
                 active=self.active,
                 wire_in=options.wire_of(index - 1),
                 wire_out=options.wire_of(index),
+                link=options.links[index] if options.links else None,
             )
             for index, (first, end) in enumerate(self.ranges)
         ]

@@ -6,6 +6,7 @@ stage about when that becomes free; until then drafts gather into a wider one.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from pipeinfer_cpp.engine.costs import CostCurve
@@ -21,6 +22,7 @@ class Pace:
         """By stage: run id -> rows (0: dead), in order."""
         self._since = [0.0] * len(self.curves)
         """By stage: when it ended its last run, or when the first of its queue could start."""
+        self._travels: deque[float] = deque(maxlen=16)
         self._known: dict[int, tuple[int, float, float]] = {}
         """By width, until a curve changes: the slowest stage, its time, the time through all."""
 
@@ -56,6 +58,13 @@ class Pace:
         """A run of `width` rows took `seconds` there."""
         if self.curves[stage].observe(width, seconds):
             self._known.clear()
+
+    def travelled(self, width: int, seconds: float) -> None:
+        """A run that had nothing to wait for was under way so long: what no stage took, the links did."""
+        links = (seconds - sum(curve(width) for curve in self.curves)) / (len(self.curves) + 1)
+        self._travels.append(max(links, 0.0))
+        self.hop = min(self._travels)
+        self._known.clear()
 
     def slowest(self, width: int = 1) -> int:
         """The first stage within 3% of the slowest."""

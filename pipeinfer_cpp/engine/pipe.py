@@ -46,7 +46,7 @@ class Pipe:
         self.ops.clear()
         # Chunks and `end` headers die with their turn, not with a row.
         alive = len(rows) if kind == "decode" else 1
-        self.in_flight[run.id] = InFlight(run, speculative, alive)
+        self.in_flight[run.id] = InFlight(run, speculative, now, alive)
         self.pace.sent(run.id, len(rows), now)
         self._tell(run.id, now, f"{kind} of {len(rows)} rows from {rows[0].pos if rows else '-'}")
         return run
@@ -72,6 +72,8 @@ class Pipe:
             raise EngineError(f"run {event.run} came back twice or never left:\n{self.story(event.run)}")
         self._tell(event.run, now, f"back with {len(event.draws)} draws")
         self.pace.gone(event.run)
+        if flight.run.kind == "decode" and not (flight.speculative or flight.cancelled):
+            self.pace.travelled(len(flight.run.rows), now - flight.sent)
         return flight
 
     def lose(self, dead: Iterable[Node]) -> None:

@@ -39,6 +39,7 @@ class InFlight:
 
     run: Run
     speculative: bool
+    sent: float
     alive: int
     """Rows whose node is still live; the run is dead at 0."""
     cancelled: bool = False

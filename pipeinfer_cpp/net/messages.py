@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
+from pipeinfer_cpp.engine.costs import CostCurve
 from pipeinfer_cpp.engine.run import Row
 from pipeinfer_cpp.engine.sequences import Op
+from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sampling import Sampling
 
 PROTOCOL = 2
@@ -95,10 +97,18 @@ class ModelRef(msgspec.Struct, frozen=True):
 
 
 class Stretch(msgspec.Struct, frozen=True):
-    """Makes each decode last at least `first` + (rows - 1) x `further` seconds: a slow machine to study."""
+    """Makes each decode last at least `first` + (rows - 1) x `further` seconds: a slow machine to study.
+    `curve`, where there is one, gives times of `first` by number of rows instead."""
 
     first: float
     further: float = 0.0
+    curve: dict[int, float] = {}
+
+    def costs(self) -> CostCurve:
+        """Seconds by number of rows."""
+        if self.curve:
+            return CostCurve({1: self.first, **{rows: self.first * times for rows, times in self.curve.items()}})
+        return CostCurve.linear(self.first, self.further)
 
 
 class LoadSlice(Message, frozen=True):
@@ -119,6 +129,8 @@ class LoadSlice(Message, frozen=True):
     wire_in: str = "f32"
     wire_out: str = "f32"
     """Codecs of the hidden states that come and that go; see `net.codecs`."""
+    link: LinkSpeed | None = None
+    """Emulated: how what comes to this stage, runs and cancellations, travels."""
 
 
 class LoadDraft(Message, frozen=True):
@@ -152,12 +164,20 @@ class RunHeader(Message, frozen=True):
     """On an `end` header: resident megabytes by stage, added as it passes."""
     held: dict[str, tuple[int, ...]] = {}
     """On an `end` header: by stage, the last cached position of each sequence id (-1: none)."""
+    sent: float = 0.0
+    """The sender's clock, for emulated links."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the header, about."""
+        return 40 + 12 * len(self.ops) + 16 * len(self.rows)
 
 
 class Cancel(Message, frozen=True):
     """These runs are dead. Overtakes them."""
 
     runs: tuple[int, ...]
+    sent: float = 0.0
 
 
 class DraftTurn(Message, frozen=True):
@@ -235,6 +255,7 @@ class RunBack(Message, frozen=True):
     draws: tuple[tuple[int, float], ...]
     memory: dict[str, float] = {}
     held: dict[str, tuple[int, ...]] = {}
+    sent: float = 0.0
 
 
 class Drafted(Message, frozen=True):

@@ -28,6 +28,7 @@ from pipeinfer_cpp.net.messages import (
     Welcome,
 )
 from pipeinfer_cpp.net.sockets import Link, Network, Server, clock
+from pipeinfer_cpp.net.transit import Transit
 from pipeinfer_cpp.versions import llama_version, package_version
 from pipeinfer_cpp.workers.lifeline import resident_mb
 from pipeinfer_cpp.workers.slice_runner import Result, SliceRunner
@@ -62,6 +63,7 @@ class Compute:
         self._resolve, self._post = resolve, post
         self._runner: SliceRunner | None = None
         self._following: Link[ToCoordinator] | None = None
+        self._transit = Transit(load.link, load.index) if load.link else None
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._thread.start()
@@ -150,7 +152,10 @@ class Compute:
 
     def _execute(self, run: RunHeader, payload: memoryview | None) -> None:
         assert self._runner is not None
-        result = self._runner.execute(run, payload)
+        due = 0.0
+        if self._transit is not None:
+            due = self._transit.arrival(run.sent, run.size + (payload.nbytes if payload is not None else 0))
+        result = self._runner.execute(run, payload, due)
         sent = self._pass_on(run, result)
         index = self._load.index
         self._post(StageReady(index, run.id, result.outcome, result.began, result.ended, sent))
@@ -164,13 +169,13 @@ class Compute:
             name = f"stage-{self._load.index}"
             memory, held = {**memory, name: resident_mb()}, {**held, name: self._runner.held()}
         if self._following is None:
-            back = RunBack(run.id, dead, result.draws, memory, held)
+            back = RunBack(run.id, dead, result.draws, memory, held, clock())
             if self._runs is not None and self._back is not None:
                 self._runs.send(self._back, back)
             else:
                 self._post(back)
             return 16 + 12 * len(result.draws)
-        header = RunHeader(run.id, run.kind, run.ops, run.rows, run.final, run.turn, dead, memory, held)
+        header = RunHeader(run.id, run.kind, run.ops, run.rows, run.final, run.turn, dead, memory, held, clock())
         if result.hidden is None:
             return self._following.send(header)
         wire = codec(self._load.wire_out, result.hidden.shape[1])

@@ -131,7 +131,7 @@ class Drafter:
         pos = np.arange(path.cached, path.cached + n, dtype=np.int32)
         logits = self._ctx.decode(np.array(chunk, np.int32), pos, np.full(n, path.seq, np.int32), wanted)
         if self._stretch is not None and whole:
-            left = began + self._stretch.first + (n - 1) * self._stretch.further - time.monotonic()
+            left = began + self._stretch.costs()(n) - time.monotonic()
             if left > 0 and self._cut_short.wait(left):
                 self._ctx.seq_rm(path.seq, path.cached, -1)
                 return None

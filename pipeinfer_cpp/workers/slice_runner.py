@@ -39,7 +39,7 @@ class SliceRunner:
     def __init__(self, load: LoadSlice, path: str, report: Report) -> None:
         options = load.options
         self.first, self.last = load.index == 0, load.index == load.n_stages - 1
-        self._stretch = load.stretch
+        self._stretch = load.stretch.costs() if load.stretch else None
         kv_type, context = _open(load, path)
         self._ctx = context
         self._lock = threading.Lock()
@@ -56,7 +56,7 @@ class SliceRunner:
             self.close()
             raise
         if self._stretch:
-            curve = {w: max(s, self._stretched(w)) for w, s in curve.items()}
+            curve = {w: max(s, self._stretch(w)) for w, s in curve.items()}
         self.loaded = Loaded(curve, safe, kv_type, resident_mb())
 
     def cancel(self, runs: tuple[int, ...]) -> None:
@@ -72,8 +72,8 @@ class SliceRunner:
         self._ctx.abort.set()
         self._cut_short.set()
 
-    def execute(self, run: RunHeader, payload: memoryview | None) -> Result:
-        """Apply the operations, then decode unless the run is dead."""
+    def execute(self, run: RunHeader, payload: memoryview | None, due: float = 0.0) -> Result:
+        """Apply the operations, then decode unless the run is dead. On an emulated link it is here at `due`."""
         began = time.monotonic()
         for op in run.ops:
             if op.kind == "rm":
@@ -93,6 +93,10 @@ class SliceRunner:
         if dead or not run.rows:
             return Result("skipped", began, time.monotonic())
         try:
+            if due > began:
+                if self._cut_short.wait(due - began):
+                    return Result("skipped", began, time.monotonic())
+                began = time.monotonic()
             return self._decode(run, payload, began)
         except Aborted:
             return Result("aborted", began, time.monotonic())
@@ -124,7 +128,7 @@ class SliceRunner:
         wanted = np.array([r.draw for r in rows], np.int8) if self.last else None
         out = self._ctx.decode(inputs, pos, seq, wanted)
         if self._stretch:
-            left = began + self._stretched(len(rows)) - time.monotonic()
+            left = began + self._stretch(len(rows)) - time.monotonic()
             if left > 0 and self._cut_short.wait(left):
                 return self._undone(pos, seq, began)
         if self._samplers is None:
@@ -143,10 +147,6 @@ class SliceRunner:
         for s in set(seq.tolist()):
             self._ctx.seq_rm(s, int(pos[seq == s].min()), -1)
         return Result("aborted", began, time.monotonic())
-
-    def _stretched(self, width: int) -> float:
-        assert self._stretch is not None
-        return self._stretch.first + (width - 1) * self._stretch.further
 
 
 def _open(load: LoadSlice, path: str) -> tuple[str, SliceContext]:
