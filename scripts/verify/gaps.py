@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from verify.bare import Bare
-from verify.cases import Case
+from verify.cases import Case, spread
 from verify.report import parting
 
 from pipeinfer_cpp.pipeline import Pipeline
@@ -57,14 +57,15 @@ def check(pipeline: Pipeline, mode: str, cases: list[Case], bare: Bare, label: s
     return found
 
 
-def narrow(bare: Bare, cases: list[Case], bound: float) -> float:
-    """The share of all places of the expected texts whose gap is below the bound."""
-    gaps = []
+def narrow(bare: Bare, cases: list[Case], n: int) -> tuple[float, float]:
+    """The median of the largest changes behind n of the texts; the share of all places with a gap below twice that."""
+    changes = [measure(bare, c.prompt, c.expected[0][:-1])[1] for c in spread(cases, n)]
+    bound, below = 2 * float(np.median(changes)), []
     for case in cases:
         bare.clear()
         logits = [bare.prompt(case.prompt), *(bare.extend([token], 1) for token in case.expected[0][:-1])]
-        gaps += [float(np.diff(np.partition(x, -2)[-2:])[0]) for x in logits]
-    return float(np.mean(np.array(gaps) < bound))
+        below += [float(np.diff(np.partition(x, -2)[-2:])[0]) < bound for x in logits]
+    return bound / 2, float(np.mean(below))
 
 
 def measure(bare: Bare, prompt: list[int], written: list[int], seed: int = 1) -> tuple[float, float]:
