@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.lab.clusters import Cluster
 from pipeinfer_cpp.net.messages import WIRES, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
 
@@ -24,6 +25,7 @@ class Options:
     stretch: makes each stage (one for all, or one each) as slow as given; draft_stretch: the draft.
     wire: codec of the hidden states (see `net.codecs`), one for all links or one each.
     links: emulated ones, from the coordinator to stage 0, between stages, from the last back.
+    emulate: nodes and links as slow as this cluster's, in place of stretch, draft_stretch and links.
     The speculation settings left None come from the pair's entry in models.toml, then from
     `engine.Settings`.
     """
@@ -56,6 +58,7 @@ class Options:
     draft_stretch: Stretch | None = None
     wire: str | Sequence[str] = "f32"
     links: Sequence[LinkSpeed] | None = None
+    emulate: Cluster | None = None
     trace: bool = False
 
     def check(self) -> None:
@@ -97,6 +100,10 @@ class Options:
         if not isinstance(self.wire, str) and len(links) != n - 1:
             raise UserError(f"--wire names {len(links)} links, but {n} stages have {n - 1}.")
 
+        if self.emulate is not None and self.emulate.n_stages != n:
+            raise UserError(f"The emulated cluster has {self.emulate.n_stages} nodes, and {n} stages were asked for.")
+        if self.emulate is not None and not isinstance(self.stages, int):
+            raise UserError("A cluster is emulated on one machine: --emulate takes a number of --stages.")
         if self.links is not None and len(self.links) != n + 1:
             raise UserError(f"{len(self.links)} links are emulated, but {n} stages have {n + 1}, in a ring.")
 

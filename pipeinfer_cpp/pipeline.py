@@ -137,7 +137,7 @@ class Pipeline:
             exact=plan.exact,
             trace=options.trace,
             active=plan.active,
-            links=options.links or (),
+            links=plan.links,
         )
         self._resources.callback(self.driver.close)
 

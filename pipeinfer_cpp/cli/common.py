@@ -13,6 +13,7 @@ import typer
 from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.splits import parse_shares
+from pipeinfer_cpp.lab.clusters import Cluster
 from pipeinfer_cpp.options import KV_TYPES, Options
 from pipeinfer_cpp.sampling import Sampling
 
@@ -118,6 +119,15 @@ class PipelineOptions:
             rich_help_panel=_SPECULATION,
         ),
     ] = None
+    emulate: Annotated[
+        str | None,
+        typer.Option(
+            help="Be as slow as a cluster: fast, gigabit, constrained, heterogeneous, wifi, powerline, 10mbit, "
+            "or a cluster.toml.",
+            metavar="NAME|FILE",
+            rich_help_panel=_PIPELINE,
+        ),
+    ] = None
     stretch: Annotated[str | None, typer.Option(hidden=True, metavar="MS[:MS],...")] = None
     draft_stretch: Annotated[str | None, typer.Option(hidden=True, metavar="MS")] = None
 
@@ -127,12 +137,13 @@ class PipelineOptions:
         draft_stretch = parsing.stretch(self.draft_stretch) if self.draft_stretch else None
         if isinstance(draft_stretch, list):
             raise UserError("--draft-stretch takes one value: there is one draft worker.")
+        cluster = self._cluster(split)
         options = Options(
             pair=self.pair if self.pair or self.target else DEFAULT_PAIR,
             target=self.target,
             draft=self.draft,
             models=self.models,
-            stages=self._stages(split),
+            stages=cluster.n_stages if cluster is not None else self._stages(split),
             split=split,
             layers=self.layers,
             threads=self.threads,
@@ -149,10 +160,23 @@ class PipelineOptions:
             ablate=parsing.names(self.ablate or ()),
             stretch=parsing.stretch(self.stretch) if self.stretch else None,
             draft_stretch=draft_stretch,
+            emulate=cluster,
             trace=trace,
         )
         options.check()
         return options
+
+    def _cluster(self, split: list[float] | None) -> Cluster | None:
+        """Without --stages there are as many as the cluster has nodes."""
+        if self.emulate is None:
+            return None
+        from pipeinfer_cpp.lab.clusters import load_cluster
+
+        said = self.stages is not None or split is not None or self.layers is not None
+        n = self._stages(split) if said else None
+        if isinstance(n, list):
+            raise UserError("A cluster is emulated on one machine: --emulate takes a number of --stages.")
+        return load_cluster(self.emulate, n)
 
     def _stages(self, split: list[float] | None) -> int | list[str]:
         """Without --stages there are as many as --split or --layers name."""

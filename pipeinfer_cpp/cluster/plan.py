@@ -12,7 +12,8 @@ from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, check_pair, even_split, parse_layers, slice_plan, split_by_shares
 from pipeinfer_cpp.net.codecs import codec
-from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef
+from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef, Stretch
+from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.options import Options
 
 if TYPE_CHECKING:
@@ -43,10 +44,20 @@ class Plan:
     """This machine has cores to spare: wait for messages without sleeping."""
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def links(self) -> Sequence[LinkSpeed]:
+        """Emulated links; none where they are real."""
+        return self.options.emulate.links if self.options.emulate is not None else self.options.links or ()
+
     def orders(self, addresses: Sequence[str], eog: frozenset[int]) -> list[Message]:
         """The load order of each stage, then of the draft worker where there is one."""
         options = self.options
         n = len(self.ranges)
+        stretches = [options.stretch_of(index) for index in range(n)]
+        draft_stretch = options.draft_stretch
+        if options.emulate is not None:
+            stretches = [*options.emulate.stretches([end - first for first, end in self.ranges])]
+            draft_stretch = Stretch(options.emulate.draft_ms / 1000)
         context = self._context(self.settings.kv_cells(n), self.settings.branches + 1)
         model = ModelRef(str(self.target.path), self.target_hash, options.pair)
         orders: list[Message] = [
@@ -59,19 +70,19 @@ class Plan:
                 context,
                 self.exact,
                 following=addresses[index + 1] if index + 1 < n else None,
-                stretch=options.stretch_of(index),
+                stretch=stretches[index],
                 max_rows=self.settings.max_rows,
                 active=self.active,
                 wire_in=options.wire_of(index - 1),
                 wire_out=options.wire_of(index),
-                link=options.links[index] if options.links else None,
+                link=self.links[index] if self.links else None,
             )
             for index, (first, end) in enumerate(self.ranges)
         ]
         if self.draft is not None:
             cells = self.settings.n_ctx + self.settings.branches * (self.settings.max_ahead + 8)
             context = self._context(cells, self.settings.branches + 1)
-            orders.append(LoadDraft(str(self.draft.path), context, tuple(sorted(eog)), options.draft_stretch))
+            orders.append(LoadDraft(str(self.draft.path), context, tuple(sorted(eog)), draft_stretch))
         return orders
 
     def _context(self, cells: int, n_seq: int) -> ContextOptions:
@@ -122,7 +133,9 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
         options, pair, target, draft, ranges, addresses, settings, exact, threads, n_local * threads > cores, digest
     )
     plan.active = n_local * threads < cores
-    if plan.crowded:
+    if options.emulate is not None:
+        plan.warnings.append(f"Emulated: nodes and links are as slow as those of {options.emulate.name!r}.")
+    elif plan.crowded:
         plan.warnings.append(
             f"{n_local} processes of {threads} thread{'s' if threads > 1 else ''} share {cores} cores here: "
             "expect no speed-up on this machine."

@@ -18,8 +18,19 @@ from pipeinfer_cpp.engine.engine import IDLE, Engine
 from pipeinfer_cpp.engine.run import Run
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.engine.settings import Settings
+from pipeinfer_cpp.net.transit import LinkSpeed, Transit
 from pipeinfer_cpp.sim.draft import SimDraft
 from pipeinfer_cpp.sim.worlds import World
+
+HERE = 0.0001
+"""Seconds between two processes on one machine."""
+DRAW_BYTES = 24
+"""Of a token with its log-probability, or of a stage's word that it passed a run on."""
+
+
+def header_bytes(run: Run) -> int:
+    """As net.messages.RunHeader."""
+    return 40 + 12 * len(run.ops) + 16 * len(run.rows)
 
 
 class Clock:
@@ -126,7 +137,11 @@ class Outcome:
 
 
 class Cluster:
-    """Stages with cost curves, links of `hop` seconds, a draft of `draft_s` a token, and the engine."""
+    """Stages with cost curves, links, a draft of `draft_s` a token, and the engine.
+
+    Links take `hop` seconds, or are those of `links` (one more than stages, in a ring; a row of hidden
+    states is `row_bytes`). The draft worker lives on the coordinator's machine.
+    """
 
     def __init__(
         self,
@@ -136,6 +151,8 @@ class Cluster:
         *,
         draft_s: float = 0.002,
         hop: float = 0.0002,
+        links: Sequence[LinkSpeed] = (),
+        row_bytes: int = 0,
     ) -> None:
         self.world, self.hop = world, hop
         self.clock = Clock()
@@ -143,8 +160,15 @@ class Cluster:
         self.stages = [SimStage(self, i, curve) for i, curve in enumerate(curves)]
         self.draft = SimDraft(self.clock, world, draft_s, settings.eog, lambda e: self._later(e))
         self.outcome = Outcome()
+        self.bytes_sent = [0] * (len(curves) + 1)
+        """By link: runs and draws."""
+        self._row_bytes = row_bytes
+        speeds = list(links) or [LinkSpeed(latency_ms=1000 * hop)] * (len(curves) + 1)
+        self._forward = [Transit(speed, seed) for seed, speed in enumerate(speeds)]
+        """From the coordinator to stage 0, between stages, from the last one back."""
+        self._news = [Transit(speed, seed) for seed, speed in enumerate(speeds[1:])]
+        self._cancels = [Transit(speed, seed) for seed, speed in enumerate(speeds[:-1])]
         self._start = 0.0
-        self._sent = 0
 
     def generate(self, prompt: Sequence[int], max_tokens: int) -> Outcome:
         """One turn, from the prompt to the end of its last header."""
@@ -162,36 +186,45 @@ class Cluster:
 
     def passed_on(self, stage: SimStage, run: Run, dead: bool, seconds: float) -> None:
         """A stage hands a run to the next, or its draws to the coordinator."""
-        self._later(ev.StageReady(stage.index, run.id, None if dead or not run.rows else seconds))
+        ready = ev.StageReady(stage.index, run.id, None if dead or not run.rows else seconds)
+        self.clock.at(self._news[stage.index].arrival(self.clock.now, DRAW_BYTES), lambda: self.feed(ready))
         following = stage.index + 1
         if following < len(self.stages):
-            self.clock.at(self.clock.now + self.hop, lambda: self.stages[following].receive(run, dead))
+            size = header_bytes(run) + (0 if dead else len(run.rows) * self._row_bytes)
+            self.clock.at(self._sent(following, size), lambda: self.stages[following].receive(run, dead))
         else:
             draws = (
                 ()
                 if dead
                 else tuple((self.world.target(stage.history(r.seq, r.pos)), -1.0) for r in run.rows if r.draw)
             )
-            self._later(ev.RunDone(run.id, draws))
+            back = ev.RunDone(run.id, draws)
+            self.clock.at(self._sent(following, DRAW_BYTES * max(len(draws), 1)), lambda: self.feed(back))
+
+    def _sent(self, link: int, n_bytes: int) -> float:
+        """Something leaves on a link. Returns when it arrives."""
+        self.bytes_sent[link] += n_bytes
+        return self._forward[link].arrival(self.clock.now, n_bytes)
 
     def _later(self, event: ev.Event) -> None:
-        self.clock.at(self.clock.now + self.hop, lambda: self.feed(event))
+        """From the draft worker."""
+        self.clock.at(self.clock.now + HERE, lambda: self.feed(event))
 
     def _carry_out(self, action: ev.Action) -> None:
-        at = self.clock.now + self.hop
+        now = self.clock.now
         match action:
             case ev.Dispatch(run):
-                self.clock.at(at, lambda: self.stages[0].receive(run, False))
+                self.clock.at(self._sent(0, header_bytes(run)), lambda: self.stages[0].receive(run, False))
             case ev.Cancel(runs):
-                for stage in self.stages:
-                    self.clock.at(at, lambda s=stage: s.cancel(runs))  # type: ignore[misc]
+                for stage, link in zip(self.stages, self._cancels, strict=True):
+                    self.clock.at(link.arrival(now, 8 * len(runs)), lambda s=stage: s.cancel(runs))  # type: ignore[misc]
             case ev.Emit():
                 self.outcome.tokens.append(action.token)
-                self.outcome.times.append(self.clock.now - self._start)
+                self.outcome.times.append(now - self._start)
                 self.outcome.origins.append(action.origin)
             case ev.Finish(reason):
                 self.outcome.reason = reason
             case ev.Wake(when):
                 self.clock.at(when, lambda: self.feed(ev.Tick()))
             case _:
-                self.clock.at(at, lambda: self.draft.command(action))
+                self.clock.at(now + HERE, lambda: self.draft.command(action))
