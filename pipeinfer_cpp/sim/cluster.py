@@ -63,7 +63,9 @@ class SimStage:
         self.cluster, self.index, self.curve = cluster, index, curve
         self.kv: dict[int, dict[int, int]] = {}
         self.dead: set[int] = set()
-        self.aborted = 0
+        self.busy = 0.0
+        """Seconds of the turn that it computed."""
+        self._began = 0.0
         self._queue: deque[tuple[Run, bool]] = deque()
         self._current: Run | None = None
         self._token = 0
@@ -76,14 +78,14 @@ class SimStage:
     def cancel(self, runs: Sequence[int]) -> None:
         self.dead.update(runs)
         if self._current is not None and self._current.id in self.dead and self._current.rows:
-            self.aborted += 1
+            self.cluster.aborted.add(self._current.id)
             self._finish_after(self.ABORT, self._current, dead=True)
 
     def _next(self) -> None:
         if not self._queue:
             return
         run, dead = self._queue.popleft()
-        self._current = run
+        self._current, self._began = run, self.cluster.clock.now
         self._apply(run.ops)
         dead = dead or run.id in self.dead
         self._finish_after(0.0 if dead or not run.rows else self.curve(len(run.rows)), run, dead)
@@ -104,6 +106,8 @@ class SimStage:
                 )
                 cells[row.pos] = row.token
         self._current = None
+        if run.rows:
+            self.busy += self.cluster.clock.now - self._began
         self.cluster.passed_on(self, run, dead, seconds)
         self._next()
 
@@ -129,6 +133,8 @@ class Outcome:
     times: list[float] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     reason: str = ""
+    seconds: float = 0.0
+    """To the end of the turn's last header."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -160,6 +166,8 @@ class Cluster:
         self.stages = [SimStage(self, i, curve) for i, curve in enumerate(curves)]
         self.draft = SimDraft(self.clock, world, draft_s, settings.eog, lambda e: self._later(e))
         self.outcome = Outcome()
+        self.aborted: set[int] = set()
+        """Runs that died while a stage computed them."""
         self.bytes_sent = [0] * (len(curves) + 1)
         """By link: runs and draws."""
         self._row_bytes = row_bytes
@@ -173,11 +181,15 @@ class Cluster:
     def generate(self, prompt: Sequence[int], max_tokens: int) -> Outcome:
         """One turn, from the prompt to the end of its last header."""
         self.outcome = Outcome()
+        self.aborted.clear()
+        for stage in self.stages:
+            stage.busy = 0.0
         self._start = self.clock.now
         self.feed(ev.Prompt(tuple(prompt), max_tokens))
         while self.engine.phase != IDLE:
             if not self.clock.step():
                 raise AssertionError("nothing left to do, and the turn is not over")
+        self.outcome.seconds = self.clock.now - self._start
         return self.outcome
 
     def feed(self, event: ev.Event) -> None:
