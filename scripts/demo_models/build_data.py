@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from needs import need
+from needs import need, stop
 from text import EOT, IM_END, IM_START, chatml, held
 
 Documents = dict[str, list[str]]
@@ -119,7 +119,7 @@ def train_tokenizer(train: Documents, n_vocab: int) -> Any:
     chosen = (d for k, share in TOKENIZER_SHARES.items() for d in train[k] if r.random() < share)
     tokenizer.train_from_iterator((re.sub(r"<\|im_\w+\|>", "", d) for d in chosen), trainer)
     if tokenizer.get_vocab_size() != n_vocab:
-        raise SystemExit(f"Too little text: it gave {tokenizer.get_vocab_size()} tokens, not --vocab {n_vocab}.")
+        stop(f"Too little text: it gave {tokenizer.get_vocab_size()} tokens, not --vocab {n_vocab}.")
     return tokenizer
 
 

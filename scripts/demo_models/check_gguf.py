@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from needs import need
+from needs import need, need_files
 
 
 def main() -> None:
@@ -18,6 +18,7 @@ def main() -> None:
     ap.add_argument("--ref", required=True, help="REF, without an ending")
     a = ap.parse_args()
     need("llama_cpp", "numpy")
+    need_files(a.model, f"{a.ref}.json", f"{a.ref}.npz")
     import numpy as np
     from llama_cpp import Llama
 

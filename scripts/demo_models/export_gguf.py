@@ -12,7 +12,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from needs import need
+from needs import need, need_files, stop
 from presets import PRESETS, Config
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _add_tokenizer(w: Any, cfg: Config, path: str) -> None:
     vocab = sorted(ids, key=ids.get)
     special = {t["content"] for t in tokenizer["added_tokens"]}
     if len(vocab) != cfg.n_vocab or ids["<|endoftext|>"] != 0:
-        raise SystemExit(f"{path} has {len(vocab)} tokens, not {cfg.n_vocab}, or no <|endoftext|> as id 0.")
+        stop(f"{path} has {len(vocab)} tokens, not {cfg.n_vocab}, or no <|endoftext|> as id 0.")
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("gpt-2")
     w.add_token_list(vocab)
@@ -127,6 +127,7 @@ def main() -> None:
     ap.add_argument("--type", default="q8_0", choices=["q8_0", "f16", "f32"])
     a = ap.parse_args()
     need("gguf", "numpy", *(["torch"] if a.pt else []))
+    need_files(a.tokenizer, a.pt or f"{a.q8}.000")
     cfg, tensors = load(a.name, a.q8, a.pt)
     write(a.out, cfg, tensors, a.tokenizer, TITLES.get(a.name, a.name), a.type)
 

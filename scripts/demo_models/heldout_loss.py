@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from export_gguf import load
-from needs import need
+from needs import need, need_files
 
 
 def main() -> None:
@@ -19,6 +19,7 @@ def main() -> None:
     ap.add_argument("--data", type=Path, required=True)
     a = ap.parse_args()
     need("torch", "numpy")
+    need_files(a.data / "heldout.npy", a.data / "heldout_tokens.json")
     import numpy as np
     import torch
     import torch.nn.functional as F

@@ -1,4 +1,6 @@
-"""Write prompts.jsonl: 30 text openings (20 from held-out documents, 10 written by hand) and 30 chat questions.
+"""Write prompts: 30 text openings (20 from held-out documents, 10 written by hand) and 30 chat questions.
+
+In the prompts.jsonl of this folder, openings written by hand stand in place of the 20 from documents.
 
 python make_prompts.py --data DATA --out prompts.jsonl
 """
@@ -11,6 +13,8 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from needs import need_files
 
 FROM_SOURCES = (
     ("tinystories", 10, 60, 160),
@@ -83,6 +87,7 @@ def main() -> None:
     ap.add_argument("--data", type=Path, required=True)
     ap.add_argument("--out", type=Path, required=True)
     a = ap.parse_args()
+    need_files(a.data / "heldout_texts.json")
     held = json.loads((a.data / "heldout_texts.json").read_text())
     r = random.Random(4)
     rows: list[dict[str, object]] = []

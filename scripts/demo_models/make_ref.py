@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 
 from export_gguf import add_weights_options, load
-from needs import need
+from needs import need, need_files
 
 HARD_TEXTS = [
     "Hello,   world!\n\n\n 12345 it's we'll I'd\tTab  end ",
@@ -29,6 +29,7 @@ def main() -> None:
     ap.add_argument("--len", type=int, default=256, help="tokens of a row")
     a = ap.parse_args()
     need("torch", "numpy", "tokenizers")
+    need_files(*(a.data / name for name in ("tokenizer.json", "heldout.npy", "heldout_texts.json")))
     import numpy as np
     import torch
     from model import Llama

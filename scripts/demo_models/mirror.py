@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from needs import stop
+
 
 class Repo:
     """One bare clone, `git clone --bare https://github.com/OWNER/NAME MIRRORS/OWNER+NAME/repo`."""
@@ -12,7 +14,7 @@ class Repo:
     def __init__(self, mirrors: str, name: str) -> None:
         folder = Path(mirrors) / name.replace("/", "+") / "repo"
         if not folder.is_dir():
-            raise SystemExit(
+            stop(
                 f"{folder} does not exist: git clone --bare https://github.com/{name} {folder} "
                 "(MODELS.md names the commits)."
             )
@@ -34,5 +36,5 @@ class Repo:
         """A file's text. Ends the program when there is none."""
         text = self.find(path, rev)
         if text is None:
-            raise SystemExit(f"{self.name} has no {path} at {rev}: fetch the commit that MODELS.md names.")
+            stop(f"{self.name} has no {path} at {rev}: fetch the commit that MODELS.md names.")
         return text

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from needs import stop
 from numpy.typing import NDArray
 from presets import Config
 
@@ -53,5 +54,5 @@ def load_q8(config: Config, prefix: str) -> Tensors:
         out[name] = (raw if len(shape) == 2 else np.frombuffer(raw, np.float32), shape)
         pos += size
     if pos != len(data):
-        raise SystemExit(f"{prefix}.* holds {len(data)} bytes, such a model {pos}: wrong NAME, or pieces missing.")
+        stop(f"{prefix}.* holds {len(data)} bytes, such a model {pos}: wrong NAME, or pieces missing.")
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from needs import need
+from needs import need, need_files
 
 QUESTIONS = [
     "hello",
@@ -30,6 +30,7 @@ def main() -> None:
     ap.add_argument("model")
     a = ap.parse_args()
     need("llama_cpp")
+    need_files(a.model)
     from llama_cpp import Llama
 
     llm = Llama(a.model, n_ctx=1024, verbose=False, n_threads=2, seed=7)

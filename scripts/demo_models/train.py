@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from needs import need
+from needs import need, need_files
 from presets import PRESETS, Config
 
 
@@ -209,6 +209,7 @@ def main() -> None:
     ap.add_argument("--init-q8", help="tune these Q8_0 pieces (OUT/NAME.q8) with the tuning mix")
     a = ap.parse_args()
     need("torch", "numpy", "tokenizers")
+    need_files(*(a.data / name for name in ("tokenizer.json", "train.npy", "train_tokens.json", "heldout.npy")))
     train(a)
 
 
