@@ -31,7 +31,7 @@ class Replay:
     say something, but nothing of it can become final.
     """
 
-    OFF = -7
+    OFF = 1 << 30
 
     def __init__(self, text: Sequence[int], guesses: dict[int, Guess]) -> None:
         self.text, self.guesses = list(text), guesses

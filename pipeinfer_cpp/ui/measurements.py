@@ -1,0 +1,69 @@
+"""Measurements side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.table import Table
+
+from pipeinfer_cpp.lab.limits import Limits
+from pipeinfer_cpp.lab.measurement import Measurement
+
+
+def measurements_table(arms: Mapping[str, Measurement], title: str, ratios: Mapping[str, str] | None = None) -> Table:
+    """One column an arm. `ratios`: its speed over that of the first, with an interval where there is one."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in arms:
+        table.add_column(name, justify="right")
+
+    def row(name: str, show: object) -> None:
+        table.add_row(name, *(_text(show(m)) for m in arms.values()))  # type: ignore[operator]
+
+    row("tokens/s", lambda m: f"{m.tokens_per_s:.2f}")
+    if ratios:
+        table.add_row("over the first", *(ratios.get(name, "") for name in arms))
+    row("time to first token", lambda m: _ms(m.ttft_s))
+    row("inter-token latency, mean", lambda m: _ms(m.itl_mean_s))
+    row("inter-token latency, p50 / p99", lambda m: f"{_ms(m.itl_p50_s)} / {_ms(m.itl_p99_s)}")
+    row("acceptance", lambda m: m.acceptance)
+    row("accepted by depth", lambda m: " ".join(f"{x:.2f}" for x in m.accept_by_depth[:4]) or None)
+    row("second choice right", lambda m: m.sibling_hit)
+    row("runs sent / cancelled / aborted", lambda m: f"{m.runs_sent} / {m.runs_cancelled} / {m.runs_aborted}")
+    row("rows sent a token", lambda m: m.rows_per_token)
+    row("runs in flight, mean", lambda m: m.in_flight)
+    row("utilisation of the stages", lambda m: _range([100 * u for u in m.utilisation], "%"))
+    row("bytes a token, links between stages", lambda m: _range(m.link_bytes[1:-1], ""))
+    if any(m.memory_mb for m in arms.values()):
+        row("memory, MB", lambda m: f"{sum(m.memory_mb.values()):.0f}")
+        row("tokens/s a GB", lambda m: m.tokens_per_s_per_gb)
+    return table
+
+
+def limits_lines(found: Limits, reached: float) -> list[str]:
+    """The analytic limits, and how close the engine comes."""
+    lines = [
+        f"limit of the pipeline (slowest stage or link, best width)  {found.pipeline:8.2f} tokens/s",
+        f"limit of the draft (its own speed)                         {found.draft:8.2f} tokens/s",
+    ]
+    if found.acceptance is not None:
+        lines.append(f"limit of the acceptance (1 / (1 - a) tokens a miss)        {found.acceptance:8.2f} tokens/s")
+    lines.append(f"async reaches {100 * reached / found.bound:.0f}% of the lowest of them.")
+    return lines
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"
+
+
+def _range(values: list[float], unit: str) -> str | None:
+    if not values:
+        return None
+    low, high = round(min(values)), round(max(values))
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

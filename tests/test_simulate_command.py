@@ -1,0 +1,96 @@
+"""`pipeinfer simulate`: a cluster in virtual time, from the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeinfer_cpp.engine import CostCurve
+from pipeinfer_cpp.lab import recording
+from pipeinfer_cpp.lab.limits import limits
+from pipeinfer_cpp.net.transit import LinkSpeed
+
+
+def simulate(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeinfer_cpp", "simulate", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def figures(*args: str) -> dict[str, dict[str, float]]:
+    done = simulate(*args, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_gigabit_cluster() -> None:
+    found = figures("gigabit", "-n", "600")
+    off, best, fast = found["arms"].values()
+    assert fast["tokens_per_s"] > 1.8 * off["tokens_per_s"] and best["mode"] == "sync"
+    assert fast["ttft_s"] == pytest.approx(off["ttft_s"], rel=0.03)
+    assert fast["tokens_per_s"] < min(v for k, v in found["limits"].items() if k != "plain")
+    assert off["tokens_per_s"] == pytest.approx(found["limits"]["plain"], rel=0.02)
+    assert {m["kind"] for m in found["arms"].values()} == {"simulated"}
+    assert figures("gigabit", "-n", "600") == found  # the same seed, the same figures
+
+
+def test_a_hundred_nodes_in_seconds() -> None:
+    began = time.perf_counter()
+    done = simulate("gigabit", "--stages", "128", "-n", "60")
+    assert done.returncode == 0 and "SIMULATED" in done.stdout and "128 nodes" in done.stdout
+    assert time.perf_counter() - began < 60
+
+
+def test_slow_links_cost_sync_more_than_async() -> None:
+    def kept(mode: str) -> float:
+        speeds = []
+        for cluster in ("gigabit", "10mbit"):
+            arms = figures(cluster, "-n", "500", "--width", "2048")["arms"]
+            speeds.append(next(m["tokens_per_s"] for m in arms.values() if m["mode"] == mode))
+        return speeds[1] / speeds[0]
+
+    assert kept("sync") < kept("async") < 1
+
+
+def test_a_recording(tmp_path: Path) -> None:
+    text = list(range(1, 81))
+    said = [(t if i % 3 else 999, 0.7, t, 0.2) for i, t in enumerate(text)]
+    path = tmp_path / "recording.json"
+    recording.save(path, [recording.Recording([5, 6, 7], text, said)])
+    found = figures("gigabit", "--stages", "4", "--replay", str(path))
+    assert found["acceptance"] == pytest.approx(53 / 80)
+    assert {m["tokens"] for m in found["arms"].values()} == {80}
+    assert next(m["sibling_hit"] for m in found["arms"].values() if m["mode"] == "async") == 1.0
+
+
+def test_the_limits_by_hand() -> None:
+    found = limits([CostCurve.linear(0.02, 0.006)] * 4, [LinkSpeed(latency_ms=1)] * 5, 100, 0.004, 0.5, 8)
+    assert found.plain == pytest.approx(1 / 0.085)
+    assert found.pipeline == pytest.approx(8 / 0.062) and found.draft == 250
+    assert found.acceptance == pytest.approx(2 / 0.085) == found.bound
+    slow = limits([CostCurve.linear(0.001)] * 2, [LinkSpeed(mbit=1)] * 3, 1190, 0.004, None, 4)
+    assert slow.pipeline == pytest.approx(100) and slow.acceptance is None
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["gigabti"], "no preset 'gigabti'"),
+        (["nowhere.toml"], "nowhere.toml cannot be read"),
+        (["--stages", "129"], "--stages must be between 1 and 128"),
+        (["--acceptance", "1.5"], "--acceptance must be between 0 and 1"),
+        (["--replay", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--replay", __file__], "is no recording"),
+        (["--wire", "q5"], "--wire q5 is not one of"),
+        (["--ablate", "everything"], "--ablate takes"),
+        (["--layers", "3", "--stages", "8"], "layers"),
+    ],
+)
+def test_bad_input(args: list[str], sentence: str) -> None:
+    done = simulate(*args)
+    assert done.returncode == 2 and not done.stdout
+    assert sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1
