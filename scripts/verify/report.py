@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeinfer_cpp.versions import llama_version, package_version
+from pipeinfer_cpp.llama.library import library_build
+from pipeinfer_cpp.versions import package_version
 
 
 def machine() -> str:
-    """The CPU by its name."""
+    """The CPU by its name, where that can be read."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return f"{name}, {os.cpu_count()} cores"
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 
 def versions() -> str:
     python = f"Python {platform.python_version()}, {platform.system()}"
-    return f"pipeinfer_cpp {package_version()}, llama-cpp-python {llama_version()}, {python}"
+    return f"pipeinfer_cpp {package_version()}, llama-cpp-python {library_build()}, {python}"
 
 
 @dataclass
@@ -82,7 +85,15 @@ class Report:
                 out.append("| " + " | ".join([*row, *shown]) + " |")
             out.append("")
         if self.work:
-            heads = ["mode", "tokens", "runs", "rows", "runs cancelled", "aborted in a decode", "drafts accepted"]
+            heads = [
+                "mode",
+                "tokens",
+                "runs",
+                "rows (prompts too)",
+                "runs cancelled",
+                "aborted in a decode",
+                "drafts accepted",
+            ]
             out += ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
             for mode, w in self.work.items():
                 figures = [w.tokens, w.runs, w.rows, w.cancelled, w.aborted, w.accepted]
