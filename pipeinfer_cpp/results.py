@@ -100,9 +100,16 @@ class Tally:
     texts: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     aborted: set[int] = field(default_factory=set)
-    wire_bytes: int = 0
+    link_bytes: dict[int, int] = field(default_factory=dict)
+    """Bytes of decoding by link: 0 to stage 0, k from stage k - 1."""
+    other_bytes: int = 0
+    busy: dict[int, float] = field(default_factory=dict)
+    """Seconds of decoding that each stage computed."""
     memory_mb: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def link(self, index: int, n_bytes: int) -> None:
+        self.link_bytes[index] = self.link_bytes.get(index, 0) + n_bytes
 
     def result(
         self, reason: str, stats: Stats, *, mode: str, stages: int, exact: bool, n_prompt: int, keep: int | None
@@ -133,7 +140,7 @@ class Tally:
                 stats.sibling_hit,
             ),
             runs=RunsResult(stats.sent, stats.cancelled, len(self.aborted), stats.rows, stats.in_flight_mean),
-            wire_bytes_per_token=self.wire_bytes / len(ids) if ids else None,
+            wire_bytes_per_token=(sum(self.link_bytes.values()) + self.other_bytes) / len(ids) if ids else None,
             memory_mb={name: round(mb, 1) for name, mb in sorted(self.memory_mb.items())},
             warnings=self.warnings,
         )

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pipeinfer_cpp.cluster.outbox import Outbox
 from pipeinfer_cpp.cluster.session import Peer, WorkerDied
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
@@ -71,8 +72,7 @@ class Driver:
         self._tally = Tally(0.0)
         self._text = TextStream()
         self._keep: int | None = None
-        self._start: msg.TurnStart | None = None
-        self._kinds: dict[int, str] = {}
+        self._outbox = Outbox(self._stages, draft, self.trace)
         self._emulated = bool(links)
         self._arrivals: Arrivals[tuple[Peer, msg.Message]] = Arrivals(links[1:])
         self._wake: float | None = None
@@ -200,7 +200,7 @@ class Driver:
         if self.draft_note:
             self._tally.warnings.append(self.draft_note)
         look_back = max(turn.sampling.repeat_last_n, 1)
-        self._start = msg.TurnStart(turn.sampling, turn.prompt[-look_back:])
+        self._outbox.begin(msg.TurnStart(turn.sampling, turn.prompt[-look_back:]), self._tally)
         if self._draft is not None and self.engine.drafts.alive and self.engine.settings.mode != "off":
             self._draft.link.send(msg.DraftTurn(turn.sampling))
         self._feed(ev.Prompt(turn.prompt, turn.max_tokens), now)
@@ -209,8 +209,9 @@ class Driver:
         done = ready.outcome == "done"
         if ready.outcome == "aborted":
             self._tally.aborted.add(ready.run)
-        if self._kinds.get(ready.run) == "decode":
-            self._tally.wire_bytes += ready.bytes_out
+        if self._outbox.decodes(ready.run):
+            self._tally.link(ready.stage + 1, ready.bytes_out)
+            self._tally.busy[ready.stage] = self._tally.busy.get(ready.stage, 0.0) + ready.ended - ready.began
         if self.trace is not None:
             began, ended = ready.began - peer.offset, ready.ended - peer.offset
             name = f"run {ready.run}" + ("" if done else f" {ready.outcome}")
@@ -243,46 +244,15 @@ class Driver:
     def _carry_out(self, action: ev.Action) -> None:
         match action:
             case ev.Dispatch(run):
-                header = msg.RunHeader(run.id, run.kind, run.ops, run.rows, run.final, self._start, sent=clock())
-                self._start = None
-                self._kinds[run.id] = run.kind
-                sent = self._stages[0].runs.send(header)
-                if run.kind == "decode":
-                    self._tally.wire_bytes += sent
-                if self.trace is not None:
-                    now = clock()
-                    first = run.rows[0].pos if run.rows else -1
-                    self.trace.instant(
-                        "coordinator",
-                        f"dispatch {run.id}",
-                        now,
-                        run=run.id,
-                        kind=run.kind,
-                        pos=first,
-                        rows=len(run.rows),
-                    )
-                    self.trace.counter("in flight", now, len(self.engine.pipe.in_flight))
+                self._outbox.dispatch(run, len(self.engine.pipe))
             case ev.Cancel(runs):
-                for stage in self._stages:
-                    self._tally.wire_bytes += stage.link.send(msg.Cancel(runs, clock()))
-                if self.trace is not None:
-                    self.trace.instant("coordinator", f"cancel {list(runs)}", clock(), runs=list(runs))
+                self._outbox.cancel(runs)
             case ev.Wake(at):
                 self._wake = at
             case ev.Finish(reason):
                 self._finish(reason)
-            case ev.DraftReset(path, keep, tokens):
-                self._order(msg.DraftReset(path, keep, tokens))
-            case ev.DraftFork(path, of, keep, token):
-                self._order(msg.DraftFork(path, of, keep, token))
-            case ev.DraftDrop(paths):
-                self._order(msg.DraftDrop(paths))
-            case ev.DraftRoom(pos):
-                self._order(msg.DraftRoom(pos))
-
-    def _order(self, order: msg.Message) -> None:
-        if self._draft is not None:
-            self._draft.link.send(order)
+            case _:
+                self._outbox.order(action)
 
     def _emit(self, action: ev.Emit) -> None:
         if self._turn is None or self._text.stopped:
@@ -299,7 +269,6 @@ class Driver:
     def _finish(self, reason: str) -> None:
         turn, engine = self._turn, self.engine
         self._turn, self._wake = None, None
-        self._kinds.clear()
         if turn is None:
             return
         rest = self._text.finish()
@@ -336,5 +305,5 @@ class Driver:
     def _lose_draft(self, reason: str) -> None:
         self.draft_note = f"The draft worker is gone, so this goes on without speculation ({reason.rstrip('.')})."
         self._tally.warnings.append(self.draft_note)
-        self._draft = None
+        self._draft = self._outbox.draft = None
         self._feed(ev.DraftLost())
