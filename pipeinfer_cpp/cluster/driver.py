@@ -69,7 +69,7 @@ class Driver:
         self._wakeup = Wakeup(network.context, f"driver-{id(self)}")
         self._commands: deque[Callable[[], None]] = deque()
         self._turn: Turn | None = None
-        self._tally = Tally(0.0)
+        self.tally = Tally(0.0)
         self._text = TextStream()
         self._keep: int | None = None
         self._outbox = Outbox(self._stages, draft, self.trace)
@@ -177,7 +177,7 @@ class Driver:
     def _take(self, peer: Peer, message: msg.Message) -> None:
         match message:
             case msg.RunBack(run, dead, draws, memory, held):
-                self._tally.memory_mb.update(memory)
+                self.tally.memory_mb.update(memory)
                 self.held = held or self.held
                 if self.trace is not None:
                     self.trace.instant("coordinator", f"back {run}", clock(), run=run, dead=dead)
@@ -196,11 +196,11 @@ class Driver:
             turn.out.put(self.failure or PipeInferError("Another generation is under way on this pipeline."))
             return
         now = clock()
-        self._turn, self._tally, self._text, self._keep = turn, Tally(now), TextStream(turn.stops), None
+        self._turn, self.tally, self._text, self._keep = turn, Tally(now), TextStream(turn.stops), None
         if self.draft_note:
-            self._tally.warnings.append(self.draft_note)
+            self.tally.warnings.append(self.draft_note)
         look_back = max(turn.sampling.repeat_last_n, 1)
-        self._outbox.begin(msg.TurnStart(turn.sampling, turn.prompt[-look_back:]), self._tally)
+        self._outbox.begin(msg.TurnStart(turn.sampling, turn.prompt[-look_back:]), self.tally)
         if self._draft is not None and self.engine.drafts.alive and self.engine.settings.mode != "off":
             self._draft.link.send(msg.DraftTurn(turn.sampling))
         self._feed(ev.Prompt(turn.prompt, turn.max_tokens), now)
@@ -208,10 +208,10 @@ class Driver:
     def _stage_ready(self, peer: Peer, ready: msg.StageReady) -> None:
         done = ready.outcome == "done"
         if ready.outcome == "aborted":
-            self._tally.aborted.add(ready.run)
+            self.tally.aborted.add(ready.run)
         if self._outbox.decodes(ready.run):
-            self._tally.link(ready.stage + 1, ready.bytes_out)
-            self._tally.busy[ready.stage] = self._tally.busy.get(ready.stage, 0.0) + ready.ended - ready.began
+            self.tally.link(ready.stage + 1, ready.bytes_out)
+            self.tally.busy[ready.stage] = self.tally.busy.get(ready.stage, 0.0) + ready.ended - ready.began
         if self.trace is not None:
             began, ended = ready.began - peer.offset, ready.ended - peer.offset
             name = f"run {ready.run}" + ("" if done else f" {ready.outcome}")
@@ -221,7 +221,7 @@ class Driver:
         self._feed(ev.StageReady(ready.stage, ready.run, ready.ended - ready.began if done else None))
 
     def _drafted(self, said: msg.Drafted) -> None:
-        self._tally.memory_mb["draft"] = said.memory_mb
+        self.tally.memory_mb["draft"] = said.memory_mb
         if self.trace is not None:
             self.trace.span("draft", f"draft {said.pos}", said.began, said.ended, path=said.path, prob=said.prob)
         seconds = said.ended - said.began
@@ -238,7 +238,7 @@ class Driver:
             if isinstance(action, ev.Emit):
                 self._emit(action)
         if self._text.stopped and self._keep is None:
-            self._keep = len(self._tally.ids)
+            self._keep = len(self.tally.ids)
             self._feed(ev.Stop("stop", self._keep))
 
     def _carry_out(self, action: ev.Action) -> None:
@@ -259,9 +259,9 @@ class Driver:
             return
         shown = self._text.feed(self._piece(action.token))
         now = clock()
-        self._tally.ids.append(action.token)
-        self._tally.times.append(now)
-        self._tally.texts.append(shown)
+        self.tally.ids.append(action.token)
+        self.tally.times.append(now)
+        self.tally.texts.append(shown)
         self._turn.out.put(Token(action.token, shown, action.logprob, action.origin))
         if self.trace is not None:
             self.trace.instant("coordinator", "token", now, pos=action.pos, origin=action.origin)
@@ -272,10 +272,10 @@ class Driver:
         if turn is None:
             return
         rest = self._text.finish()
-        self._tally.texts.append(rest)
+        self.tally.texts.append(rest)
         if rest:
             turn.out.put(Token(-1, rest, 0.0, "target"))
-        result = self._tally.result(
+        result = self.tally.result(
             reason,
             engine.stats,
             mode=engine.settings.mode,
@@ -304,6 +304,6 @@ class Driver:
 
     def _lose_draft(self, reason: str) -> None:
         self.draft_note = f"The draft worker is gone, so this goes on without speculation ({reason.rstrip('.')})."
-        self._tally.warnings.append(self.draft_note)
+        self.tally.warnings.append(self.draft_note)
         self._draft = self._outbox.draft = None
         self._feed(ev.DraftLost())

@@ -20,7 +20,8 @@ class Drafts:
         self._tips: dict[int, Node] = {}
         self._next = 1
         self._room = -1
-        self._interval = 0.0
+        self.interval = 0.0
+        """Seconds that a drafted token takes, as measured."""
 
     def begin(self, tokens: Sequence[int], root: Node) -> list[ev.Action]:
         return self._reset(root, 0, tuple(tokens))
@@ -35,7 +36,7 @@ class Drafts:
         if tip is None or event.pos != tip.pos + 1:
             return None
         if event.seconds > 0:
-            self._interval = event.seconds if not self._interval else 0.9 * self._interval + 0.1 * event.seconds
+            self.interval = event.seconds if not self.interval else 0.9 * self.interval + 0.1 * event.seconds
         return tip
 
     def extend(self, path: int, node: Node) -> None:
@@ -63,9 +64,9 @@ class Drafts:
 
     def ahead(self, latency: float) -> int:
         """Tokens worth drafting beyond the root: half as many again as a run's way through the pipeline takes."""
-        if not self._interval:
+        if not self.interval:
             return self._settings.max_ahead
-        return max(8, min(self._settings.max_ahead, math.ceil(1.5 * latency / self._interval)))
+        return max(8, min(self._settings.max_ahead, math.ceil(1.5 * latency / self.interval)))
 
     def stop(self) -> list[ev.Action]:
         if not self._tips or not self.alive:

@@ -70,3 +70,17 @@ def transfer() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(tasks[name], completed=done, total=total or None)
 
         yield report
+
+
+@contextlib.contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for (done, in all); gone at the end."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with _progress(columns, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
