@@ -92,6 +92,8 @@ class Pipeline:
 
     def __init__(self, options: Options, report: Report | None = None) -> None:
         options.check()
+        self.processes: list[Process] = []
+        """Workers that were started here."""
         self._resources = contextlib.ExitStack()
         self._finalizer = weakref.finalize(self, self._resources.close)
         try:
@@ -152,6 +154,7 @@ class Pipeline:
         if address is None:
             address = folder.address(socket)
             process = Process(role, address, folder.path / f"{socket}.log", plan.threads, plan.crowded)
+            self.processes.append(process)
             self._resources.callback(lambda: process.stop(time.monotonic() + 1.0))
         peer = Peer(network, name, address, process)
         self._resources.callback(peer.close)

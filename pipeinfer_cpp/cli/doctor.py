@@ -1,2 +1,46 @@
-def doctor() -> None:
-    pass
+"""`pipeinfer doctor`: what is installed, and whether it works."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Without the self-check of some seconds.")] = False,
+) -> None:
+    """Look at what is installed, this CPU, threads, sockets and folders, and try the demo pair.
+
+    Ends with 1 when something failed.
+    """
+    import msgspec
+
+    from pipeinfer_cpp.health import installed, selfcheck, surroundings
+    from pipeinfer_cpp.health.finding import FAILED, Check, Finding, run
+    from pipeinfer_cpp.ui.consoles import out
+    from pipeinfer_cpp.ui.findings import finding_line
+
+    checks: list[tuple[str, Check]] = [
+        ("packages", installed.packages),
+        ("llama.cpp", installed.llama),
+        ("machine", installed.machine),
+        ("sockets", surroundings.sockets),
+        ("cache", surroundings.cache),
+        ("models", surroundings.models),
+    ]
+    if not quick:
+        checks.append(("self-check", selfcheck.self_check))
+    findings: list[Finding] = []
+    for name, check in checks:
+        for finding in run(name, check):
+            findings.append(finding)
+            if not as_json:
+                out().print(finding_line(finding))
+    failed = [finding for finding in findings if finding.mark == FAILED]
+    if as_json:
+        report = {"ok": not failed, "findings": findings}
+        typer.echo(msgspec.json.encode(report).decode())
+    if failed:
+        raise typer.Exit(1)

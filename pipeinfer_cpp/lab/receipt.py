@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pipeinfer_cpp.pipeline import Pipeline
-from pipeinfer_cpp.versions import llama_version, package_version
+from pipeinfer_cpp.versions import cpu_name, llama_version, package_version
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -50,13 +49,3 @@ def receipt(pipeline: Pipeline, configuration: Any) -> Receipt:
 
 def digest(what: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(what, order="deterministic")).hexdigest()[:16]
-
-
-def cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
