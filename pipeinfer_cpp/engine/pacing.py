@@ -18,11 +18,20 @@ class Pace:
     def __init__(self, curves: Sequence[CostCurve], hop: float = 0.0) -> None:
         self.curves = list(curves)
         self.hop = hop
+        """A link's time for a run of one row."""
+        self.row = 0.0
+        """What a row takes on the slowest wire, once runs have queued there: it is a stage of its own then."""
         self._queues: list[dict[int, int]] = [{} for _ in curves]
         """By stage: run id -> rows (0: dead), in order."""
         self._since = [0.0] * len(self.curves)
         """By stage: when it ended its last run, or when the first of its queue could start."""
         self._travels: deque[float] = deque(maxlen=16)
+        self._left: list[dict[int, float]] = [{} for _ in curves]
+        """By stage: when it passed its last runs on."""
+        self._wire = [0.0] * len(self.curves)
+        """By stage: when its wire has sent all that it was given."""
+        self._arrived = [0.0] * len(self.curves)
+        """By stage: when the last run came that it had waited for."""
         self._known: dict[int, tuple[int, float, float]] = {}
         """By width, until a curve changes: the slowest stage, its time, the time through all."""
 
@@ -32,13 +41,29 @@ class Pace:
         for queue in self._queues:
             queue[run] = width
 
-    def ready(self, stage: int, run: int, now: float) -> None:
-        """The stage has passed the run on."""
+    def ready(self, stage: int, run: int, now: float, seconds: float | None = None) -> None:
+        """The stage has passed the run on; it took `seconds`, None for a dead run."""
+        rows = self._queues[stage].get(run, 0)
+        if seconds is not None and stage and rows:
+            self._watch_wire(stage, run, rows, now - seconds)
+        self._wire[stage] = max(self._wire[stage], now) + self.row * rows
+        self._left[stage][run] = now
+        if len(self._left[stage]) > 64:
+            del self._left[stage][next(iter(self._left[stage]))]
         self._queues[stage].pop(run, None)
         self._since[stage] = now
         following = stage + 1
         if following < len(self._queues) and next(iter(self._queues[following]), None) == run:
             self._since[following] = max(self._since[following], now + self.hop)
+
+    def _watch_wire(self, stage: int, run: int, rows: int, began: float) -> None:
+        """Two runs that queued for the wire to this stage arrive as far apart as the second one's bytes take."""
+        waited = began > self._since[stage] + 0.2 * self.curves[stage](1)
+        before, self._arrived[stage] = self._arrived[stage], began if waited else 0.0
+        left = self._left[stage - 1].get(run)
+        if waited and before and left is not None and left < before:
+            self.row += 0.2 * ((began - before) / rows - self.row)
+            self._known.clear()
 
     def dead(self, run: int) -> None:
         for queue in self._queues:
@@ -61,8 +86,8 @@ class Pace:
 
     def travelled(self, width: int, seconds: float) -> None:
         """A run that had nothing to wait for was under way so long: what no stage took, the links did."""
-        links = (seconds - sum(curve(width) for curve in self.curves)) / (len(self.curves) + 1)
-        self._travels.append(max(links, 0.0))
+        link = (seconds - sum(curve(width) for curve in self.curves)) / (len(self.curves) + 1)
+        self._travels.append(max(link - self.row * (width - 1), 0.0))
         self.hop = min(self._travels)
         self._known.clear()
 
@@ -78,13 +103,19 @@ class Pace:
         """One run alone, through all stages and back."""
         return self._of(width)[2]
 
+    def _cost(self, stage: int, width: int) -> float:
+        """A stage and its wire work at the same time: the slower of the two sets the pace."""
+        return max(self.curves[stage](width), self.row * width)
+
     def _of(self, width: int) -> tuple[int, float, float]:
         known = self._known.get(width)
         if known is None:
-            costs = [curve(width) for curve in self.curves]
+            costs = [self._cost(stage, width) for stage in range(len(self.curves))]
             bottleneck = max(costs)
             slowest = next(i for i, cost in enumerate(costs) if cost >= 0.97 * bottleneck)
-            known = self._known[width] = slowest, bottleneck, sum(cost + self.hop for cost in costs) + self.hop
+            link = self.hop + self.row * (width - 1)
+            through = sum(curve(width) + link for curve in self.curves) + link
+            known = self._known[width] = slowest, bottleneck, through
         return known
 
     def wait(self, width: int, now: float) -> float:
@@ -102,4 +133,6 @@ class Pace:
             done = ends
             if stage < slowest:
                 arrival = max(arrival, free) + self.curves[stage](width) + self.hop
-        return free - arrival
+        # A run that the stage has done but its wire cannot take queues there, where nothing can cancel it.
+        wire = self._wire[slowest] + self.row * sum(self._queues[slowest].values())
+        return max(free - arrival, wire - max(arrival, free) - self.curves[slowest](width))

@@ -60,7 +60,7 @@ class Pipe:
 
     def passed(self, event: StageReady, now: float) -> None:
         """A stage has passed a run on."""
-        self.pace.ready(event.stage, event.run, now)
+        self.pace.ready(event.stage, event.run, now, event.seconds)
         flight = self.in_flight.get(event.run)
         if flight is not None and event.seconds is not None and flight.run.rows:
             self.pace.observe(event.stage, len(flight.run.rows), event.seconds)
