@@ -36,7 +36,7 @@ def _options(
 
 def command() -> Any:
     """The whole command as click has it."""
-    from pipeinfer_cpp.cli import bench, chat, doctor, generate, models, simulate, slicing, stage, verify
+    from pipeinfer_cpp.cli import bench, chat, doctor, generate, models, simulate, slicing, stage, tune, verify
 
     if not app.registered_commands:
         app.command("chat")(chat.chat)
@@ -46,6 +46,7 @@ def command() -> Any:
         app.add_typer(models.app, name="models")
         app.command("verify")(verify.verify)
         app.command("bench")(bench.bench)
+        app.command("tune")(tune.tune)
         app.command("simulate")(simulate.simulate)
         app.command("doctor")(doctor.doctor)
     return typer.main.get_command(app)

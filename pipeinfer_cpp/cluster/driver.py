@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pipeinfer_cpp.cluster.outbox import Outbox
 from pipeinfer_cpp.cluster.session import Peer, WorkerDied
+from pipeinfer_cpp.cluster.slowdown import Slowdown
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.engine import IDLE
@@ -73,6 +74,7 @@ class Driver:
         self._text = TextStream()
         self._keep: int | None = None
         self._outbox = Outbox(self._stages, draft, self.trace)
+        self._slowdown = Slowdown()
         self._emulated = bool(links)
         self._arrivals: Arrivals[tuple[Peer, msg.Message]] = Arrivals(links[1:])
         self._wake: float | None = None
@@ -271,6 +273,8 @@ class Driver:
         self._turn, self._wake = None, None
         if turn is None:
             return
+        if (slower := self._slowdown.look(engine.pipe.pace)) is not None:
+            self.tally.warnings.append(slower)
         rest = self._text.finish()
         self.tally.texts.append(rest)
         if rest:

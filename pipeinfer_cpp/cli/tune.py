@@ -1,0 +1,58 @@
+"""`pipeinfer tune`: the best speculation settings for a pair on this cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeinfer_cpp.cli.common import PipelineOptions
+from pipeinfer_cpp.cli.groups import with_options
+from pipeinfer_cpp.errors import UserError
+
+
+@with_options(PipelineOptions)
+def tune(
+    pipeline_options: PipelineOptions,
+    suite: Annotated[str | None, typer.Option(help="story (default), chat, translate or code.", metavar="NAME")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="Prompts of your own, one a line.", metavar="FILE", dir_okay=False)
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="How many of them.")] = 2,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens behind each.")] = 48,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what was found.")] = False,
+) -> None:
+    """Search mode, cutoff, recovery and decay by a few dozen short runs; write the best to your models.toml."""
+    from pipeinfer_cpp.lab.suites import suite as find_suite
+    from pipeinfer_cpp.models.registry import user_toml
+
+    if not 1 <= prompts <= 100:
+        raise UserError("--prompts must be between 1 and 100.")
+    if not 8 <= max_tokens <= 4096:
+        raise UserError("--max-tokens must be between 8 and 4096.")
+    options = pipeline_options.options()
+    if options.pair is None and not dry_run:
+        raise UserError("Settings are kept by pair: give --pair NAME, or --dry-run to see them only.")
+    chosen = find_suite(suite, prompt_file)
+    from pipeinfer_cpp.cli.opened import opened
+    from pipeinfer_cpp.lab.cells import tokens_of
+    from pipeinfer_cpp.lab.tuning import tune as search
+    from pipeinfer_cpp.lab.tuning import write_settings
+    from pipeinfer_cpp.ui.consoles import out
+    from pipeinfer_cpp.ui.progress import opening
+
+    with opened(options) as pipeline:
+        if pipeline.plan.draft is None:
+            raise UserError("Without a draft there is nothing to tune: use a pair that has one.")
+        tokens = tokens_of(pipeline, chosen, prompts)
+        with opening("Tuning") as report:
+            settings, gain = search(
+                pipeline, tokens, max_tokens, lambda what, done, total: report("search", what, done, total)
+            )
+    shown = ", ".join(f"{name} {value}" for name, value in settings.items())
+    out().print(f"Best here: {shown} ({gain:.2f} x the speed of off).", highlight=False)
+    if not dry_run:
+        path = user_toml()
+        write_settings(path, str(options.pair), settings)
+        out().print(f"Written to {path}.", highlight=False)
