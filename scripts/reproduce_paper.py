@@ -106,8 +106,8 @@ def main() -> int:
     best = max(over(arms, "sync") for by_n in virtual.values() for arms in by_n.values())
     parts += [
         f"Over `sync` the largest speed-up here is {best:.2f}. It grows with the number of nodes as in the paper, as a "
-        "miss costs `sync` a whole way through the pipeline with nothing else in it. Ours is drawn against the *best* draft "
-        "length of `sync`, for each cluster anew; a fixed one would flatter us.\n",
+        "miss costs `sync` a whole way through the pipeline with nothing else in it. Ours is drawn against the *best* "
+        "draft length of `sync`, for each cluster anew; a fixed one would flatter us.\n",
         "## Time to first token\n",
         "The paper: near that of plain iterative inference, as nothing waits for the draft.\n",
         "![time to first token](paper/ttft.png)\n",
