@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agreement import TARGET, greedy_text, guesses, load_prompts
+from agreement import TARGET, load_prompts
 from bench.timing import Timed, pooled, timed
 from bench.virtual import study_speeds, virtual
 from rich.console import Console
 
 from pipeinfer_cpp.engine import CostCurve
-from pipeinfer_cpp.llama.context import SliceContext
+from pipeinfer_cpp.lab.recording import Recording, acceptance, record
 from pipeinfer_cpp.net.messages import Stretch
 from pipeinfer_cpp.pipeline import Pipeline
 
@@ -53,22 +53,12 @@ def stretched(speeds: Speeds, draft: Path) -> Iterator[Pipeline]:
         yield pipeline
 
 
-def record(pipeline: Pipeline, draft: Path, kind: str, n_prompts: int, n: int) -> list[dict[str, Any]]:
+def recorded(pipeline: Pipeline, draft: Path, kind: str, n_prompts: int, n: int) -> list[Recording]:
     """Reference texts with the draft's teacher-forced guesses (see agreement.py)."""
-    target, model = (SliceContext(path, n_ctx=1024, kv_type=KV_TYPE) for path in (TARGET, draft))
-    out = []
-    for row in load_prompts(kind, n_prompts):
-        prompt = pipeline.vocabulary.tokenize(row["text"], begin=True)
-        text = greedy_text(target, prompt, n, pipeline.vocabulary.eog)
-        out.append({"prompt": prompt, "text": text, "guesses": guesses(model, prompt + text, len(prompt))})
-    target.close()
-    model.close()
-    return [r for r in out if len(r["text"]) >= n // 2]  # a short answer has no speed
-
-
-def acceptance(records: list[dict[str, Any]]) -> float:
-    hits = sum(g[0] == t for r in records for g, t in zip(r["guesses"], r["text"], strict=True))
-    return hits / sum(len(r["text"]) for r in records)
+    eog, tokenize = pipeline.vocabulary.eog, pipeline.vocabulary.tokenize
+    prompts = [tokenize(row["text"], begin=True) for row in load_prompts(kind, n_prompts)]
+    found = record(TARGET, draft, prompts, n, eog, kv_type=KV_TYPE)
+    return [one for one in found if len(one.text) >= n // 2]  # a short answer has no speed
 
 
 def compare(
@@ -76,7 +66,7 @@ def compare(
 ) -> dict[str, Any]:
     """`off`, `async` and `sync` with each draft length, prompt by prompt in turn."""
     with stretched(speeds, draft) as pipeline:
-        records = record(pipeline, draft, kind, n_prompts, n)
+        records = recorded(pipeline, draft, kind, n_prompts, n)
         parts = measure(console, pipeline, records, lengths)
         settings = pipeline.settings
     tokens_per_s = {name: pooled(p) for name, p in parts.items()}
@@ -108,7 +98,7 @@ def compare(
 
 
 def measure(
-    console: Console, pipeline: Pipeline, records: list[dict[str, Any]], lengths: list[int]
+    console: Console, pipeline: Pipeline, records: list[Recording], lengths: list[int]
 ) -> dict[str, list[Timed]]:
     """All arms, interleaved. Each must write the reference text."""
     arms: dict[str, dict[str, Any]] = {"off": {"mode": "off"}, "async": {"mode": "async"}}
@@ -116,8 +106,8 @@ def measure(
     parts: dict[str, list[Timed]] = {name: [] for name in arms}
     for i, r in enumerate(records):
         for name, changes in arms.items():
-            result = timed(pipeline, r["prompt"], len(r["text"]), **changes)
-            if result.ids != r["text"]:
+            result = timed(pipeline, r.prompt, len(r.text), **changes)
+            if result.ids != r.text:
                 raise SystemExit(f"{name} wrote another text than the bare loop: no speed of it counts.")
             parts[name].append(result)
         shown = "  ".join(f"{name} {p[-1].speed:.1f}" for name, p in parts.items())

@@ -8,20 +8,17 @@ from typing import Any
 from bench.timing import Timed, pooled
 
 from pipeinfer_cpp.engine import CostCurve, Settings
+from pipeinfer_cpp.lab.recording import Recording
 from pipeinfer_cpp.sim.cluster import Cluster
-from pipeinfer_cpp.sim.worlds import Guess, Replay, independent
+from pipeinfer_cpp.sim.worlds import independent
 
 
-def virtual(records: list[dict[str, Any]], curves: list[CostCurve], draft_s: float, settings: Settings) -> float:
+def virtual(records: list[Recording], curves: list[CostCurve], draft_s: float, settings: Settings) -> float:
     """Tokens a second of the virtual-time driver replaying the recorded texts."""
     parts = []
     for r in records:
-        n = len(r["prompt"])
-        text = r["prompt"] + r["text"] + [-1]
-        said = {n + i: Guess(int(g[0]), g[1], int(g[2]), g[3]) for i, g in enumerate(r["guesses"])}
-        cluster = Cluster(Replay(text, said), curves, settings, draft_s=draft_s)
-        outcome = cluster.generate(r["prompt"], len(r["text"]))
-        assert outcome.tokens == r["text"]
+        outcome = Cluster(r.world(), curves, settings, draft_s=draft_s).generate(r.prompt, len(r.text))
+        assert outcome.tokens == r.text
         parts.append(Timed(outcome.tokens, outcome.times))
     return pooled(parts)
 
