@@ -1,4 +1,4 @@
-"""`pipeinfer models`: which there are, what is in them, fetching them."""
+"""`pipeinfer models`: which there are, what is in them, fetching them, making bigger ones of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(name="models", help="List, inspect and fetch models.", no_args_is_help=True)
+app = typer.Typer(name="models", help="List, inspect, fetch and inflate models.", no_args_is_help=True)
 _MODELS = typer.Option("--models", help="A further models.toml.", metavar="FILE")
 
 
@@ -69,3 +69,49 @@ def pull(
     fetch(files)
     for model in files:
         typer.echo(str(model.local()))
+
+
+@app.command()
+def inflate(
+    what: Annotated[str, typer.Argument(help="A GGUF, or a pair's name for its target.", metavar="FILE|PAIR")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF to write.", metavar="FILE")],
+    layers: Annotated[int | None, typer.Option(help="How many layers it shall have.", metavar="N")] = None,
+    width: Annotated[int | None, typer.Option(help="Length of its hidden states.", metavar="N")] = None,
+    ffn: Annotated[int | None, typer.Option(help="Units of its feed-forward networks.", metavar="N")] = None,
+    heads: Annotated[
+        int | None, typer.Option(help="Attention heads (default: in proportion to the width).", metavar="N")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    models: Annotated[Path | None, _MODELS] = None,
+) -> None:
+    """Write a bigger model with the same outputs and the cost of its size, to benchmark with.
+
+    What is added computes in full and comes to zero. Sizes that are not given stay as they are.
+    """
+    from pipeinfer_cpp.gguf import Source, inflation, write_inflated
+    from pipeinfer_cpp.ui.consoles import warn
+    from pipeinfer_cpp.ui.progress import transfer
+
+    plan = inflation(Source.open(_file_of(what, models)), layers=layers, width=width, ffn=ffn, heads=heads)
+    with transfer() as progress:
+        write_inflated(plan, output, lambda done, total: progress(output.name, done, total), force=force)
+    typer.echo(str(output))
+    if not plan.is_exact:
+        warn(f"the width is no multiple of {plan.old.width}: outputs agree up to rounding, and a text may part.")
+
+
+def _file_of(what: str, models: Path | None) -> Path:
+    """The file of that path, or the target of that pair."""
+    from pipeinfer_cpp.errors import UserError
+    from pipeinfer_cpp.models import load_registry
+
+    path = Path(what).expanduser()
+    if path.suffix == ".gguf" or path.is_file():
+        return path
+    target = load_registry(models).pair(what).target
+    here = target.local()
+    if here is None and target.path is not None:
+        raise UserError(f"The target of {what}, {target.path}, does not exist: mend models.toml.")
+    if here is None:
+        raise UserError(f"{target.name} is not on this machine: `pipeinfer models pull {what}` gets it.")
+    return here

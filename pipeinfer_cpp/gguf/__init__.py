@@ -2,6 +2,9 @@
 
 from pipeinfer_cpp.gguf.architectures import SUPPORTED
 from pipeinfer_cpp.gguf.cache import SLICER_VERSION, cached_slice, is_intact
+from pipeinfer_cpp.gguf.inflate import write_inflated
+from pipeinfer_cpp.gguf.inflate_plan import Inflation, inflation
+from pipeinfer_cpp.gguf.inflate_tensors import real_layers
 from pipeinfer_cpp.gguf.pair import check_pair
 from pipeinfer_cpp.gguf.plan import SlicePlan, slice_plan
 from pipeinfer_cpp.gguf.source import Source
@@ -16,6 +19,7 @@ __all__ = [
     "REWRITTEN",
     "SLICER_VERSION",
     "SUPPORTED",
+    "Inflation",
     "KeyStep",
     "LayerRange",
     "SlicePlan",
@@ -25,10 +29,13 @@ __all__ = [
     "cached_slice",
     "check_pair",
     "even_split",
+    "inflation",
     "is_intact",
     "parse_layers",
     "parse_shares",
+    "real_layers",
     "slice_plan",
     "split_by_shares",
+    "write_inflated",
     "write_slice",
 ]

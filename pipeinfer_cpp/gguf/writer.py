@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +16,7 @@ from pipeinfer_cpp.gguf.encoding import encode_string, pad
 from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing
 from pipeinfer_cpp.gguf.header import MAGIC, VERSION, Tensor
 from pipeinfer_cpp.gguf.plan import SlicePlan
-from pipeinfer_cpp.gguf.steps import TensorStep
+from pipeinfer_cpp.gguf.steps import LEFT_OUT, KeyStep, TensorStep
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ def write_slice(plan: SlicePlan, path: str | os.PathLike[str], progress: Progres
     target = Path(path)
     if any(target.exists() and target.samefile(part) for part in plan.source.parts):
         raise UserError(f"{target} is the model that is to be cut: choose another name for the slice.")
-    _check_room(target, plan.data_bytes)
-    header, layout = _layout(plan)
+    check_room(target, plan.data_bytes, "The slice", "or set PIPEINFER_CACHE to a folder on another disk")
+    kept = sorted((step for step in plan.tensors if step.target), key=lambda step: step.is_hole)
+    header, layout = lay_out(plan.keys, kept, plan.source.alignment)
     whole, done = hashlib.sha256(header), 0
     with appearing(target) as out:
         out.write(header)
@@ -62,16 +63,15 @@ def write_slice(plan: SlicePlan, path: str | os.PathLike[str], progress: Progres
     return Written(total, len(header), hashlib.sha256(header).hexdigest(), whole.hexdigest())
 
 
-def _layout(plan: SlicePlan) -> tuple[bytes, list[tuple[TensorStep, int]]]:
-    """The header, padded, and the tensors in file order with their padded sizes."""
-    alignment = plan.source.alignment
-    kept = [step for step in plan.tensors if step.target]
-    kept.sort(key=lambda step: step.is_hole)
-    keys = [step for step in plan.keys if step.action != "left out"]
-    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(kept), len(keys))]
-    parts += [encode_string(step.name) + step.encoded() for step in keys]
+def lay_out(
+    keys: Iterable[KeyStep], tensors: Sequence[TensorStep], alignment: int
+) -> tuple[bytes, list[tuple[TensorStep, int]]]:
+    """The header, padded, of a file with these tensors in this order; and their padded sizes."""
+    kept = [step for step in keys if step.action != LEFT_OUT]
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(kept))]
+    parts += [encode_string(step.name) + step.encoded() for step in kept]
     offset, layout = 0, []
-    for step in kept:
+    for step in tensors:
         assert step.target
         shape = struct.pack(f"<I{len(step.shape)}Q", len(step.shape), *step.shape)
         parts.append(encode_string(step.target) + shape + struct.pack("<IQ", step.kind, offset))
@@ -113,14 +113,14 @@ def _hash_zeros(digest: hashlib._Hash, n: int) -> None:
         n -= min(n, len(zeros))
 
 
-def _check_room(target: Path, needed: int) -> None:
-    """A clear word before gigabytes are copied in vain."""
+def check_room(target: Path, needed: int, what: str, remedy: str) -> None:
+    """A clear word before gigabytes are written in vain."""
     try:
         free = shutil.disk_usage(target.parent).free
     except OSError:
         return
     if free < needed:
         raise UserError(
-            f"The slice needs {needed / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free: "
-            "free some space or set PIPEINFER_CACHE to a folder on another disk."
+            f"{what} needs {needed / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free: "
+            f"free some space {remedy}."
         )
