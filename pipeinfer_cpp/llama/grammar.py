@@ -39,9 +39,14 @@ def schema_to_gbnf(schema: str) -> str:
     try:
         make: Any = _Converter
         converter = make(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
-        converter.visit(converter.resolve_refs(json.loads(schema), "schema"), "")
+        loaded = json.loads(schema)
+        if not isinstance(loaded, dict):
+            raise UserError("invalid JSON schema: a schema is an object, such as {\"type\": \"object\"}.")
+        converter.visit(converter.resolve_refs(loaded, "schema"), "")
         text: str = converter.format_grammar()
         text.encode()
+    except UserError:
+        raise
     except json.JSONDecodeError as error:
         raise UserError(f"invalid JSON schema: it is not JSON ({error}).") from error
     except RecursionError:
