@@ -72,7 +72,7 @@ def test_the_limits_by_hand() -> None:
     assert found.plain == pytest.approx(1 / 0.085)
     assert found.pipeline == pytest.approx(8 / 0.062) and found.draft == 250
     assert found.acceptance == pytest.approx(2 / 0.085) == found.bound
-    slow = limits([CostCurve.linear(0.001)] * 2, [LinkSpeed(mbit=1)] * 3, 1190, 0.004, None, 4)
+    slow = limits([CostCurve.linear(0.001)] * 2, [LinkSpeed(mbit=1)] * 3, 1160, 0.004, None, 4)
     assert slow.pipeline == pytest.approx(100) and slow.acceptance is None
 
 

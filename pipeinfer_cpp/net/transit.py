@@ -15,8 +15,10 @@ from typing import Generic, TypeVar
 import msgspec
 
 T = TypeVar("T")
-FRAME_BYTES = 60
-"""What TCP, IP and Ethernet add to a small message."""
+PACKET_BYTES = 1448
+"""What of a message one packet carries."""
+FRAME_BYTES = 90
+"""What TCP (with timestamps), IP and Ethernet (with preamble and gap) add to each packet."""
 
 
 class LinkSpeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,7 +33,9 @@ class LinkSpeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.transmission(n_bytes) + self.latency_ms / 1000
 
     def transmission(self, n_bytes: int) -> float:
-        return 8e-6 * (n_bytes + FRAME_BYTES) / self.mbit if self.mbit else 0.0
+        """How long the wire is busy with it."""
+        packets = max(1, -(-n_bytes // PACKET_BYTES))
+        return 8e-6 * (n_bytes + packets * FRAME_BYTES) / self.mbit if self.mbit else 0.0
 
 
 class Transit:
