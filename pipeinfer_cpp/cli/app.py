@@ -36,7 +36,7 @@ def _options(
 
 def command() -> Any:
     """The whole command as click has it."""
-    from pipeinfer_cpp.cli import bench, chat, doctor, generate, models, simulate, slicing, stage, tune, verify
+    from pipeinfer_cpp.cli import bench, chat, doctor, generate, models, simulate, slicing, stage, trace, tune, verify
 
     if not app.registered_commands:
         app.command("chat")(chat.chat)
@@ -48,5 +48,6 @@ def command() -> Any:
         app.command("bench")(bench.bench)
         app.command("tune")(tune.tune)
         app.command("simulate")(simulate.simulate)
+        app.command("trace")(trace.trace)
         app.command("doctor")(doctor.doctor)
     return typer.main.get_command(app)
