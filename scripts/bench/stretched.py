@@ -54,11 +54,16 @@ def stretched(speeds: Speeds, draft: Path) -> Iterator[Pipeline]:
 
 
 def recorded(pipeline: Pipeline, draft: Path, kind: str, n_prompts: int, n: int) -> list[Recording]:
-    """Reference texts with the draft's teacher-forced guesses (see agreement.py)."""
+    """Reference texts with the draft's teacher-forced guesses (see agreement.py): the first prompts whose
+    answer is at least half as long as it may be, as a short one has no speed."""
     eog, tokenize = pipeline.vocabulary.eog, pipeline.vocabulary.tokenize
-    prompts = [tokenize(row["text"], begin=True) for row in load_prompts(kind, n_prompts)]
-    found = record(TARGET, draft, prompts, n, eog, kv_type=KV_TYPE)
-    return [one for one in found if len(one.text) >= n // 2]  # a short answer has no speed
+    found: list[Recording] = []
+    for row in load_prompts(kind, None):
+        (one,) = record(TARGET, draft, [tokenize(row["text"], begin=True)], n, eog, kv_type=KV_TYPE)
+        found += [one] if len(one.text) >= n // 2 else []
+        if len(found) == n_prompts:
+            break
+    return found
 
 
 def compare(
