@@ -117,12 +117,17 @@ class Pipeline:
         folder = SocketDir()
         self._resources.callback(folder.remove)
         session = secrets.token_hex(8)
-        stages = [self._start(network, folder, i, address) for i, address in enumerate(plan.addresses)]
-        draft = self._start(network, folder, None, None) if plan.draft else None
+        # Those started by hand first: how many of them are on this machine decides what ours may use of it.
+        by_hand = {i: self._reach(network, i, address) for i, address in enumerate(plan.addresses) if address}
+        machines = [by_hand[i].greet(session, REMOTE_S) if i in by_hand else None for i in range(len(plan.addresses))]
+        plan.meet([machine for machine in machines if machine is not None])
+        stages = [by_hand.get(i) or self._start(network, folder, i) for i in range(len(plan.addresses))]
+        draft = self._start(network, folder, None) if plan.draft else None
         peers = [*stages, *([draft] if draft else [])]
         for peer in peers:
-            peer.greet(session, REMOTE_S if peer.remote else LOCAL_S)
-        orders = plan.orders([peer.runs.address for peer in stages], self.vocabulary.eog)
+            if not peer.remote:
+                peer.greet(session, LOCAL_S)
+        orders = plan.orders([peer.runs.address for peer in stages], machines, self.vocabulary.eog)
         loaded = load(peers, orders, report)[: len(stages)]
         self.exact = plan.exact
         self.kv_type = loaded[0].kv_type
@@ -143,19 +148,20 @@ class Pipeline:
         )
         self._resources.callback(self.driver.close)
 
-    def _start(self, network: Network, folder: SocketDir, index: int | None, address: str | None) -> Peer:
-        plan = self.plan
-        if index is None:
-            name, role, socket = "The draft worker", "draft", "draft"
-        else:
-            first, end = plan.ranges[index]
-            name, role, socket = f"Stage {index} (layers {first}-{end - 1})", "stage", f"s{index}"
-        process = None
-        if address is None:
-            address = folder.address(socket)
-            process = Process(role, address, folder.path / f"{socket}.log", plan.threads, plan.crowded)
-            self.processes.append(process)
-            self._resources.callback(lambda: process.stop(time.monotonic() + 1.0))
+    def _start(self, network: Network, folder: SocketDir, index: int | None) -> Peer:
+        """A worker of our own: stage `index`, or the draft worker."""
+        role, socket = ("draft", "draft") if index is None else ("stage", f"s{index}")
+        share = self.plan.share
+        process = Process(role, folder.address(socket), folder.path / f"{socket}.log", share.threads, share.crowded)
+        self.processes.append(process)
+        self._resources.callback(lambda: process.stop(time.monotonic() + 1.0))
+        return self._reach(network, index, folder.address(socket), process)
+
+    def _reach(self, network: Network, index: int | None, address: str, process: Process | None = None) -> Peer:
+        name = "The draft worker"
+        if index is not None:
+            first, end = self.plan.ranges[index]
+            name = f"Stage {index} (layers {first}-{end - 1})"
         peer = Peer(network, name, address, process)
         self._resources.callback(peer.close)
         return peer

@@ -2,6 +2,7 @@
 
     python scripts/bench_speed.py                    # everything, about 25 minutes
     python scripts/bench_speed.py --part overhead    # one part
+    python scripts/bench_speed.py --page docs/speed.md  # and write the page
 
 Parts: overhead (one stage against a bare llama.cpp loop, real compute); text and chat (4 stages made 20 ms
 for one row and 6 ms for each further one, draft 2 ms a token, on text openings and on chat questions), weak
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +23,12 @@ from typing import Any
 
 from agreement import DRAFT, WEAK
 from bench.overhead import overhead
+from bench.page import page
 from bench.stretched import Speeds, compare, oracle
 from rich.console import Console
 from rich.table import Table
+
+from pipeinfer_cpp.versions import cpu_name
 
 PAPER = Speeds((0.020,) * 4, 0.006, 0.002)
 FREE = Speeds((0.020,) * 4, 0.0, 0.002)
@@ -72,6 +77,10 @@ def report(console: Console, figures: dict[str, dict[str, Any]]) -> int:
     return missed
 
 
+def host() -> str:
+    return f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=["overhead", "text", "chat", "weak", "free", "uneven"])
@@ -80,19 +89,22 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=7, help="rounds of the overhead part (default 7)")
     parser.add_argument("--threads", type=int, default=1, help="of the overhead part (default 1)")
     parser.add_argument("--lengths", default="1,2,3,4,5,6,7,8", help="draft lengths of sync (default 1 to 8)")
-    parser.add_argument("--json", help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="keep the figures here; parts that it holds already stay")
+    parser.add_argument("--page", type=Path, help="write the page of docs/ here, from the figures of all parts")
     args = parser.parse_args()
     args.lengths = [int(k) for k in args.lengths.split(",")]
     console = Console(width=110)
     console.print(f"{platform.machine()}, Python {platform.python_version()}; real processes, stretched parts add time")
     parts = parts_of(args, console)
-    figures = {}
-    for name in args.part or parts:
+    figures = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    for name in args.part or [name for name in parts if name not in figures]:
         console.rule(name)
-        figures[name] = parts[name]()
+        figures[name] = {**parts[name](), "host": host()}
+        if args.json:
+            args.json.write_text(json.dumps(figures, indent=1) + "\n")
     missed = report(console, figures)
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+    if args.page:
+        args.page.write_text(page(figures))
     return 1 if missed else 0
 
 

@@ -75,13 +75,24 @@ def free_port() -> int:
 class HandStage:
     """A stage started by hand on loopback TCP."""
 
-    def __init__(self, log: Path, own: Path = TARGET, port: int | None = None) -> None:
+    def __init__(self, log: Path, own: Path = TARGET, port: int | None = None, more: tuple[str, ...] = ()) -> None:
         self.address = f"tcp://127.0.0.1:{port or free_port()}"
         self.log = log
-        env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+        env = dict(os.environ, PYTHONPATH=str(ROOT))
+        command = [
+            sys.executable,
+            "-m",
+            "pipeinfer_cpp",
+            "stage",
+            "--listen",
+            self.address,
+            "--target",
+            str(own),
+            *more,
+        ]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipeinfer_cpp", "stage", "--listen", self.address, "--target", str(own)],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -32,6 +32,7 @@ from pipeline_helpers import (
 )
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.machine import Share, cores
 from pipeinfer_cpp.net.messages import PROTOCOL, Cancel, Refuse, RunHeader, Stretch, Welcome
 from pipeinfer_cpp.net.sockets import HEARTBEAT_MS, SILENCE_MS
 
@@ -66,6 +67,26 @@ def test_one_coordinator_after_another(pair: list[HandStage]) -> None:
             assert p.driver.held == {f"stage-{i}": (len(p.driver.engine.cached) - 1, -1) for i in (0, 1)}
     assert pair[0].said.count("a coordinator has come") >= 2
     assert all(s.process.poll() is None for s in pair)
+
+
+def test_stages_by_hand_share_the_cores_of_one_machine(pair: list[HandStage], tmp_path: Path) -> None:
+    """Two processes that each take all cores spin against each other: a hundred times slower."""
+    with local(stages=addresses(pair)) as p:
+        assert p.plan.share == Share(cores(), 3)
+        said = threads_said(Share(cores(), 3).threads)
+        assert until(lambda: all(said in s.said for s in pair), 3) < 3
+    with local(stages=addresses(pair), draft=None, threads=2, exact=False):
+        assert until(lambda: all(threads_said(2) in s.said for s in pair), 3) < 3
+    own = HandStage(tmp_path / "own.log", more=("--threads", "1")).listen()
+    try:
+        with local(stages=[own.address], draft=None, threads=2, exact=False):
+            assert until(lambda: threads_said(1) in own.said, 3) < 3
+    finally:
+        own.close()
+
+
+def threads_said(n: int) -> str:
+    return f"computes with {n} thread{'s' if n > 1 else ''}\n"
 
 
 def test_a_second_coordinator_is_refused_while_the_first_works(pair: list[HandStage]) -> None:
@@ -232,7 +253,7 @@ def test_a_stage_that_cannot_reach_the_next_says_so(pair: list[HandStage], tmp_p
             from pipeinfer_cpp.cluster.plan import Plan
 
             orders = Plan.orders
-            patch.setattr(Plan, "orders", lambda self, there, eog: orders(self, [there[0], nowhere], eog))
+            patch.setattr(Plan, "orders", lambda self, there, *rest: orders(self, [there[0], nowhere], *rest))
             knock.link.close()
             until(lambda: is_free(pair[0]), 3)
             with pytest.raises(UserError, match=f"cannot reach the next stage at {nowhere}"):

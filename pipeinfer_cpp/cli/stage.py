@@ -27,6 +27,9 @@ def stage(
         Path | None, typer.Option(help="This machine's copy of the model, a GGUF.", metavar="FILE")
     ] = None,
     pair: Annotated[str | None, typer.Option(help="Or the pair that has it.", metavar="NAME")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads (default: what the coordinator says, else all cores).")
+    ] = None,
     models: Annotated[Path | None, typer.Option(help="A further models.toml.", metavar="FILE")] = None,
 ) -> None:
     """Serve a part of a model's layers to a coordinator (chat or generate with --stages ADDRESS,...)."""
@@ -59,7 +62,7 @@ def stage(
         return slice_of(find_model(model, own, models, tell), first, end, tell)
 
     network = Network()
-    worker = Stage(network, listen, resolve, say)
+    worker = Stage(network, listen, resolve, say, threads)
     say(f"waiting for a coordinator at {listen} (Ctrl-C ends this)")
     try:
         worker.serve()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.machine import cores
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.lab.fidelity import Fidelity
@@ -109,9 +109,8 @@ def _measure(path: Path, stages: int, wires: list[str], prompts: list[str], n: i
     if not tokens:
         raise UserError("The prompts are too short: each needs two tokens or more.")
     n_ctx = -(-(max(len(t) for t in tokens) + n) // 256) * 256
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with opening("Cutting and loading") as report:
-        chain = Chain(source, stages, n_ctx, threads, lambda what, done, total: report("model", what, done, total))
+        chain = Chain(source, stages, n_ctx, cores(), lambda what, done, total: report("model", what, done, total))
     try:
         return compare(chain, stages - 1, tokens, n, wires, vocabulary.eog)
     finally:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, check_pair, even_split, parse_layers, slice_plan, split_by_shares
+from pipeinfer_cpp.machine import Share, cores, machine_id
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
@@ -37,11 +39,10 @@ class Plan:
     addresses: list[str | None]
     settings: Settings
     exact: bool
-    threads: int
-    crowded: bool
     target_hash: str
-    active: bool = False
-    """This machine has cores to spare: wait for messages without sleeping."""
+    share: Share
+    """What each of the workers on this machine may use of it. With cores to spare they wait for messages
+    without sleeping."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -49,8 +50,23 @@ class Plan:
         """Emulated links; none where they are real."""
         return self.options.emulate.links if self.options.emulate is not None else self.options.links or ()
 
-    def orders(self, addresses: Sequence[str], eog: frozenset[int]) -> list[Message]:
-        """The load order of each stage, then of the draft worker where there is one."""
+    @property
+    def active(self) -> bool:
+        return self.share.spare
+
+    def meet(self, machines: Sequence[str]) -> None:
+        """The stages that were started by hand run on these machines: any on this one take part of its cores."""
+        self.share = replace(self.share, processes=self.share.processes + list(machines).count(machine_id()))
+        if self.options.emulate is None and self.share.crowded:
+            n, threads = self.share.processes, self.share.threads
+            self.warnings.append(
+                f"{n} processes of {threads} thread{'s' if threads > 1 else ''} share {self.share.cores} cores here: "
+                "expect no speed-up on this machine."
+            )
+
+    def orders(self, addresses: Sequence[str], machines: Sequence[str | None], eog: frozenset[int]) -> list[Message]:
+        """The load order of each stage, then of the draft worker where there is one. `machines`: where the
+        stages run, None for those started here."""
         options = self.options
         n = len(self.ranges)
         stretches = [options.stretch_of(index) for index in range(n)]
@@ -59,6 +75,7 @@ class Plan:
             stretches = [*options.emulate.stretches([end - first for first, end in self.ranges])]
             draft_stretch = Stretch(options.emulate.draft_ms / 1000)
         context = self._context(self.settings.kv_cells(n), self.settings.branches + 1)
+        contexts = [context if machine is None else self._there(context, machines, machine) for machine in machines]
         model = ModelRef(str(self.target.path), self.target_hash, options.pair)
         orders: list[Message] = [
             LoadSlice(
@@ -67,7 +84,7 @@ class Plan:
                 n,
                 first,
                 end,
-                context,
+                contexts[index],
                 self.exact,
                 following=addresses[index + 1] if index + 1 < n else None,
                 stretch=stretches[index],
@@ -85,6 +102,11 @@ class Plan:
             orders.append(LoadDraft(str(self.draft.path), context, tuple(sorted(eog)), draft_stretch))
         return orders
 
+    def _there(self, context: ContextOptions, machines: Sequence[str | None], machine: str) -> ContextOptions:
+        """For a stage that was started by hand: it knows its cores, we know who else is there."""
+        sharing = self.share.processes if machine == machine_id() else list(machines).count(machine)
+        return msgspec.structs.replace(context, threads=self.options.threads or 0, sharing=sharing)
+
     def _context(self, cells: int, n_seq: int) -> ContextOptions:
         options = self.options
         return ContextOptions(
@@ -93,7 +115,7 @@ class Plan:
             chunk=options.chunk,
             kv_type=options.kv_type,
             flash_attn=options.flash_attn,
-            threads=self.threads,
+            threads=self.share.threads,
             gpu_layers=options.gpu_layers,
         )
 
@@ -124,22 +146,13 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
         raise UserError("--exact needs --branches 1, and this pair has more in models.toml.")
     addresses: list[str | None] = [None] * n_stages if isinstance(options.stages, int) else list(options.stages)
     n_local = sum(a is None for a in addresses) + (draft is not None)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = options.threads or max(1, cores // max(n_local, 1))
     digest = target.sha256(
         lambda done, total: report("coordinator", "hashing the model", done, total) if report else None
     )
-    plan = Plan(
-        options, pair, target, draft, ranges, addresses, settings, exact, threads, n_local * threads > cores, digest
-    )
-    plan.active = n_local * threads < cores
+    share = Share(cores(), n_local, options.threads)
+    plan = Plan(options, pair, target, draft, ranges, addresses, settings, exact, digest, share)
     if options.emulate is not None:
         plan.warnings.append(f"Emulated: nodes and links are as slow as those of {options.emulate.name!r}.")
-    elif plan.crowded:
-        plan.warnings.append(
-            f"{n_local} processes of {threads} thread{'s' if threads > 1 else ''} share {cores} cores here: "
-            "expect no speed-up on this machine."
-        )
     return plan
 
 

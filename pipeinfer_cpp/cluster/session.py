@@ -66,8 +66,9 @@ class Peer:
                 raise WorkerDied(f"{self.name} {death}.")
             raise WorkerDied(f"{self.name} at {self.address} is gone: see what it printed on its machine.")
 
-    def greet(self, session: str, timeout: float) -> None:
-        """Hello, Welcome. Raises UserError when it is unreachable or of another version."""
+    def greet(self, session: str, timeout: float) -> str:
+        """Hello, Welcome. Returns the machine it runs on. Raises UserError when it is unreachable or of
+        another version."""
         self.link.send(Hello(PROTOCOL, package_version(), llama_version(), "coordinator", session))
         try:
             welcome = self.wait(Welcome, timeout)
@@ -84,6 +85,7 @@ class Peer:
             while (pong := self.wait(Pong, timeout)).sent != sent:
                 pass  # stages send some unasked, to see whether anyone is there
             self.offset = pong.clock - (sent + clock()) / 2
+        return welcome.machine
 
     def wait(
         self,

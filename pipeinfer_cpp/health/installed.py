@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from pipeinfer_cpp.health.finding import FAILED, OK, WARNING, Finding
+from pipeinfer_cpp.machine import Share, cores
 from pipeinfer_cpp.versions import cpu_name
 
 PACKAGES = (
@@ -76,10 +77,10 @@ def llama() -> Iterator[Finding]:
 
 
 def machine() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n = cores()
     yield Finding("CPU", OK, cpu_name())
-    text = f"{cores} usable cores: 2 stages and a draft get {max(1, cores // 3)} each by default"
-    if cores < 4:
+    text = f"{n} usable cores: 2 stages and a draft get {Share(n, 3).threads} each by default"
+    if n < 4:
         advice = "Expect no speed-up on this machine alone; several machines bring it."
         yield Finding("threads", WARNING, text, advice)
     else:

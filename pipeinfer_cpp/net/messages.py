@@ -39,7 +39,8 @@ class Hello(Message, frozen=True):
 
 class Welcome(Message, frozen=True):
     """The worker's answer: what it is. `runs`: the address of its second socket, for runs and their
-    results, which its computing thread reads itself; None where all goes over the one socket."""
+    results, which its computing thread reads itself; None where all goes over the one socket.
+    `machine` is the same for all workers of one machine."""
 
     protocol: int
     package: str
@@ -47,6 +48,7 @@ class Welcome(Message, frozen=True):
     pid: int
     cpus: int
     runs: str | None = None
+    machine: str = ""
 
 
 class Refuse(Message, frozen=True):
@@ -77,7 +79,8 @@ class Bye(Message, frozen=True):
 
 
 class ContextOptions(msgspec.Struct, frozen=True):
-    """How llama.cpp contexts are made. n_ctx counts cells; kv_type is `auto` or a KV type's name."""
+    """How llama.cpp contexts are made. n_ctx counts cells; kv_type is `auto` or a KV type's name.
+    threads 0: the worker's own cores, divided by `sharing`, the workers of this pipeline on its machine."""
 
     n_ctx: int
     n_seq: int
@@ -86,6 +89,7 @@ class ContextOptions(msgspec.Struct, frozen=True):
     flash_attn: bool = True
     threads: int = 1
     gpu_layers: int = 0
+    sharing: int = 1
 
 
 class ModelRef(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ import traceback
 from collections import deque
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.net.handshake import objection
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
@@ -62,7 +63,7 @@ class Draft:
                     self._server.send(peer, Refuse(why))
                     return
                 self._coordinator = peer
-                welcome = Welcome(PROTOCOL, package_version(), llama_version(), os.getpid(), os.cpu_count() or 1)
+                welcome = Welcome(PROTOCOL, package_version(), llama_version(), os.getpid(), cores())
                 self._server.send(peer, welcome)
             case Ping(sent):
                 self._server.send(peer, Pong(sent, clock()))

@@ -7,6 +7,9 @@ import sys
 from collections import deque
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
+from pipeinfer_cpp.machine import Share, cores, machine_id
 from pipeinfer_cpp.net.handshake import objection
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
@@ -36,8 +39,15 @@ SILENCE = 10.0
 class Stage:
     """Serves one coordinator at a time, then waits for the next."""
 
-    def __init__(self, network: Network, address: str, resolve: Resolve, say: Callable[[str], None]) -> None:
-        self._network, self._resolve, self._say = network, resolve, say
+    def __init__(
+        self,
+        network: Network,
+        address: str,
+        resolve: Resolve,
+        say: Callable[[str], None],
+        threads: int | None = None,
+    ) -> None:
+        self._network, self._resolve, self._say, self._threads = network, resolve, say, threads
         self._server: Server[ToWorker] = Server(network.context, address, ToWorker)
         # On one machine runs have a socket of their own, which the computing thread reads and answers
         # itself: two changes of thread less for each run. Over TCP one open port is worth more.
@@ -121,7 +131,8 @@ class Stage:
             case LoadSlice() if peer == self._coordinator:
                 self._stop_computing()
                 self._cancels = Arrivals([message.link or LinkSpeed()])
-                self._compute = Compute(self._network, message, self._session, self._resolve, self._post, self._runs)
+                load = self._with_threads(message)
+                self._compute = Compute(self._network, load, self._session, self._resolve, self._post, self._runs)
             case Bye() if peer == self._coordinator:
                 self._say("the coordinator has left")
                 self._end()
@@ -129,6 +140,13 @@ class Stage:
                 self._server.send(peer, Refuse("this is a pipeinfer stage of another version, or no message for one"))
             case _:
                 pass  # from a session that is over
+
+    def _with_threads(self, load: LoadSlice) -> LoadSlice:
+        """What this stage was started with goes before what the coordinator asks for."""
+        options = load.options
+        threads = Share(cores(), options.sharing, self._threads or options.threads or None).threads
+        self._say(f"computes with {threads} thread{'s' if threads > 1 else ''}")
+        return replace(load, options=replace(options, threads=threads))
 
     def _hello(self, peer: bytes, hello: Hello) -> None:
         why = objection(hello, package_version(), llama_version())
@@ -151,7 +169,8 @@ class Stage:
         self._server.send(peer, self._welcome())
 
     def _welcome(self) -> Welcome:
-        return Welcome(PROTOCOL, package_version(), llama_version(), os.getpid(), os.cpu_count() or 1, self._runs_at)
+        versions = PROTOCOL, package_version(), llama_version()
+        return Welcome(*versions, os.getpid(), cores(), self._runs_at, machine_id())
 
     def _post(self, message: Message) -> None:
         """From the computing thread."""

@@ -16,6 +16,7 @@ from pipeinfer_cpp.cluster.plan import Plan, make_plan
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.gguf import Source, even_split
 from pipeinfer_cpp.lab.clusters import load_cluster
+from pipeinfer_cpp.machine import Share
 from pipeinfer_cpp.net.messages import Stretch
 from pipeinfer_cpp.sampling import Sampling
 
@@ -49,7 +50,7 @@ def options(job: Job) -> dict[str, Any]:
 def sleeping(*args: Any) -> Plan:
     """The plan, but nobody waits actively: all nodes of both arms share this machine's cores."""
     plan = make_plan(*args)
-    plan.active = False
+    plan.share = Share(1, plan.share.processes, 1)
     return plan
 
 
