@@ -102,16 +102,9 @@ def inflate(
 
 def _file_of(what: str, models: Path | None) -> Path:
     """The file of that path, or the target of that pair."""
-    from pipeinfer_cpp.errors import UserError
     from pipeinfer_cpp.models import load_registry
 
     path = Path(what).expanduser()
     if path.suffix == ".gguf" or path.is_file():
         return path
-    target = load_registry(models).pair(what).target
-    here = target.local()
-    if here is None and target.path is not None:
-        raise UserError(f"The target of {what}, {target.path}, does not exist: mend models.toml.")
-    if here is None:
-        raise UserError(f"{target.name} is not on this machine: `pipeinfer models pull {what}` gets it.")
-    return here
+    return load_registry(models).pair(what).path("target")

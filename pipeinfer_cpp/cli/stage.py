@@ -99,12 +99,7 @@ def _own(target: Path | None, pair: str | None, models: Path | None) -> Path | N
     if pair is not None:
         from pipeinfer_cpp.models import load_registry
 
-        model = load_registry(models).pair(pair).target
-        target = model.local()
-        if target is None and model.path is not None:
-            raise UserError(f"The target of {pair}, {model.path}, does not exist: mend its path in models.toml.")
-        if target is None:
-            raise UserError(f"The target of {pair} is not on this machine: run `pipeinfer models pull {pair}`.")
+        target = load_registry(models).pair(pair).path("target")
     if target is not None:
         from pipeinfer_cpp.gguf import Source
 

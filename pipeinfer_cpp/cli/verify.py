@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,7 @@ def verify(
 
     The whole model is loaded here, cut into slices with the codec between them.
     """
+    from pipeinfer_cpp.lab.suites import own_prompts
     from pipeinfer_cpp.net.messages import WIRES
 
     names = [name.strip() for name in wire.split(",")]
@@ -50,7 +52,8 @@ def verify(
     if not 1 <= max_tokens <= 512:
         raise UserError("--max-tokens must be between 1 and 512.")
     path = _target(pair, target, models)
-    results = _measure(path, stages, names, _prompts(prompt_file), max_tokens)
+    prompts = own_prompts(prompt_file) if prompt_file is not None else OPENINGS
+    results = _measure(path, stages, names, prompts, max_tokens)
     if json:
         import msgspec
 
@@ -72,28 +75,10 @@ def _target(pair: str | None, target: Path | None, models: Path | None) -> Path:
         return target
     from pipeinfer_cpp.models import load_registry
 
-    entry = load_registry(models).pair(pair or "demo")
-    path = entry.target.local()
-    if path is None:
-        raise UserError(f"The target of {entry.name} is not here: run `pipeinfer models pull {entry.name}`.")
-    return path
+    return load_registry(models).pair(pair or "demo").path("target")
 
 
-def _prompts(file: Path | None) -> list[str]:
-    if file is None:
-        return list(OPENINGS)
-    try:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8 text'}."
-        ) from None
-    if not lines:
-        raise UserError(f"{file} holds no prompt: write one a line.")
-    return lines
-
-
-def _measure(path: Path, stages: int, wires: list[str], prompts: list[str], n: int) -> list[Fidelity]:
+def _measure(path: Path, stages: int, wires: list[str], prompts: Sequence[str], n: int) -> list[Fidelity]:
     from pipeinfer_cpp.gguf import Source
     from pipeinfer_cpp.lab.fidelity import Chain, compare
     from pipeinfer_cpp.llama.vocabulary import Vocabulary

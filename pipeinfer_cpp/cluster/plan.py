@@ -165,20 +165,11 @@ def _models(options: Options) -> tuple[Pair | None, Path, Path | None]:
     from pipeinfer_cpp.models import load_registry
 
     pair = load_registry(Path(options.models) if options.models else None).pair(options.pair)
-    files = []
-    for part, model in (("target", pair.target), ("draft", pair.draft)):
-        path = model.local() if model is not None else None
-        if model is not None and path is None:
-            if model.path is not None:
-                where = f"The {part} of {pair.name}, {model.path}"
-                raise UserError(f"{where}, does not exist: mend its path in models.toml.")
-            raise UserError(
-                f"The {part} of {pair.name} is not on this machine: run `pipeinfer models pull {pair.name}`."
-            )
-        files.append(path)
-    draft = Path(options.draft) if options.draft is not None else files[1]
-    assert files[0] is not None
-    return pair, files[0], draft
+    if options.draft is not None:
+        draft: Path | None = Path(options.draft)
+    else:
+        draft = pair.path("draft") if pair.draft is not None else None
+    return pair, pair.path("target"), draft
 
 
 def _settings(options: Options, pair: Pair | None, target: Source, draft: Source | None) -> Settings:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeinfer_cpp.chat_template import ChatTemplate
-from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.lab.clusters import load_cluster
 from pipeinfer_cpp.lab.suites import Suite
 from pipeinfer_cpp.lab.sweep import Cell, parse_link
@@ -50,11 +49,7 @@ def _draft(text: str, models: str | Path | None) -> Path:
         return Path(text)
     from pipeinfer_cpp.models import load_registry
 
-    pair = load_registry(Path(models) if models else None).pair(ALIASES.get(text, text))
-    path = pair.draft.local() if pair.draft is not None else None
-    if path is None:
-        raise UserError(f"The draft of {pair.name} is not here: run `pipeinfer models pull {pair.name}`.")
-    return path
+    return load_registry(Path(models) if models else None).pair(ALIASES.get(text, text)).path("draft")
 
 
 def tokens_of(pipeline: Pipeline, suite: Suite, n: int) -> list[list[int]]:

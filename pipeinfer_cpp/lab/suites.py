@@ -77,6 +77,12 @@ def suite(name: str | None, file: Path | None) -> Suite:
         if (name or "story") not in SUITES:
             raise UserError(f"--suite {name} is not one of {', '.join(SUITES)}.")
         return SUITES[name or "story"]
+    chat = SUITES[name].chat if name in SUITES else False
+    return Suite(file.stem, own_prompts(file), chat)
+
+
+def own_prompts(file: Path) -> tuple[str, ...]:
+    """One a line. Raises UserError."""
     try:
         lines = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
@@ -85,5 +91,4 @@ def suite(name: str | None, file: Path | None) -> Suite:
         ) from None
     if not lines:
         raise UserError(f"{file} holds no prompt: write one a line.")
-    chat = SUITES[name].chat if name in SUITES else False
-    return Suite(file.stem, lines, chat)
+    return lines

@@ -78,6 +78,20 @@ class Pair:
     reason: str = ""
     speculation: Speculation = field(default_factory=Speculation)
 
+    def path(self, part: Literal["target", "draft"]) -> Path:
+        """The file of its target or draft. Raises UserError when that is not on this machine."""
+        model = self.target if part == "target" else self.draft
+        if model is None:
+            raise UserError(f"The pair {self.name} has no {part}.")
+        here = model.local()
+        if here is None and model.path is not None:
+            raise UserError(f"The {part} of {self.name}, {model.path}, does not exist: mend its path in models.toml.")
+        if here is None:
+            raise UserError(
+                f"The {part} of {self.name} is not on this machine: run `pipeinfer models pull {self.name}`."
+            )
+        return here
+
 
 class Registry:
     """All known pairs, by name."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from pipeinfer_cpp.engine import Settings
 from pipeinfer_cpp.engine.settings import TECHNIQUES
@@ -34,12 +33,11 @@ class Pair:
     def __init__(self, label: str, n_prompts: int, n_tokens: int) -> None:
         self.label, self.name, self.n_tokens, self.n_prompts = label, PAIRS[label], n_tokens, n_prompts
         pair = load_registry().pair(self.name)
-        target, draft = pair.target.local(), pair.draft.local() if pair.draft else None
-        assert target is not None and draft is not None
+        target, draft = pair.path("target"), pair.path("draft")
         self.n_layers = Source.open(target).n_layers
         vocabulary = Vocabulary(target)
         prompts = [vocabulary.tokenize(text, begin=True) for text in SUITES["story"].prompts[:n_prompts]]
-        self.recordings: list[Recording] = record(Path(target), Path(draft), prompts, n_tokens, vocabulary.eog)
+        self.recordings: list[Recording] = record(target, draft, prompts, n_tokens, vocabulary.eog)
         vocabulary.close()
 
     @property
