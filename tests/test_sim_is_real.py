@@ -14,7 +14,7 @@ from pipeinfer_cpp.lab.simulation import Task, Virtual
 from pipeinfer_cpp.pipeline import Pipeline
 
 PROMPTS = ("Once upon a time there was a little fox who", "The old king had three sons. The youngest")
-N = 40
+N = 32
 
 
 def speed(p: Pipeline, prompt: list[int], text: list[int]) -> float:

@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 ACTIVE_S = 0.01
 """How long an active wait goes on before it sleeps."""
+CALM = 0.75
+"""The share of the usual wait that an active one sleeps first."""
 HEARTBEAT_MS = 500
 SILENCE_MS = 1900
 """A peer that is silent for this long is gone (ZeroMQ answers heartbeats, also while Python computes)."""
@@ -43,15 +45,28 @@ def _readable(socket: zmq.Socket[bytes]) -> bool:
     return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
-def _poll(poller: zmq.Poller, seconds: float, active: bool) -> list[tuple[Any, int]]:
-    if active:
-        until = time.monotonic() + min(seconds, ACTIVE_S)
-        while time.monotonic() < until:
-            ready = poller.poll(0)
-            if ready:
-                return ready
-        seconds -= ACTIVE_S
-    return poller.poll(max(0, int(seconds * 1000)))
+class _Poll:
+    """Waits on sockets. An active wait sleeps for most of what such waits took before, then looks again
+    and again: a sleeping core takes some 50 microseconds to come back, but one that looks all the time
+    slows down those that compute."""
+
+    def __init__(self, sockets: Sequence[zmq.Socket[bytes]]) -> None:
+        self._poller = zmq.Poller()
+        for socket in sockets:
+            self._poller.register(socket, zmq.POLLIN)
+        self._usual = 0.0
+
+    def __call__(self, seconds: float, active: bool) -> list[tuple[Any, int]]:
+        if not active:
+            return self._poller.poll(max(0, int(seconds * 1000)))
+        began = time.monotonic()
+        ready = self._poller.poll(int(1000 * min(seconds, self._usual * CALM)))
+        until = min(seconds, self._usual + ACTIVE_S)
+        while not ready and (waited := time.monotonic() - began) < until:
+            ready = self._poller.poll(0)
+        waited = time.monotonic() - began
+        self._usual += (min(waited, ACTIVE_S) - self._usual) / 8
+        return ready or self._poller.poll(max(0, int((seconds - waited) * 1000)))
 
 
 def check_address(address: str) -> None:
@@ -127,8 +142,7 @@ class Server(Generic[T]):
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind)
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
+        self._poll = _Poll([self._socket])
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
@@ -152,7 +166,7 @@ class Server(Generic[T]):
 
     def poll(self, seconds: float, active: bool = False) -> bool:
         """True when a message waits, false after `seconds`. See Selector.wait for `active`."""
-        return _readable(self._socket) or bool(_poll(self._poller, seconds, active))
+        return _readable(self._socket) or bool(self._poll(seconds, active))
 
     def send(self, peer: bytes, message: Message) -> bool:
         """To a peer. False when it is gone: its connection was closed, or fell silent."""
@@ -197,20 +211,15 @@ class Selector:
     """Waits for any of several links, servers and wakeups."""
 
     def __init__(self, members: Sequence[Any]) -> None:
-        self._poller = zmq.Poller()
-        self._members: dict[Any, Any] = {}
-        for member in members:
-            socket = member._pull if isinstance(member, Wakeup) else member._socket
-            self._poller.register(socket, zmq.POLLIN)
-            self._members[socket] = member
+        self._members: dict[Any, Any] = {
+            member._pull if isinstance(member, Wakeup) else member._socket: member for member in members
+        }
+        self._poll = _Poll([*self._members])
 
     def wait(self, seconds: float, active: bool = False) -> list[Any]:
         """Members with something to receive; empty after `seconds` (rounded down to milliseconds).
-
-        `active` looks again and again for a while instead of sleeping at once: a sleeping core takes
-        some 50 microseconds to come back. Only for machines with a core to spare.
-        """
-        return [self._members[socket] for socket, _ in _poll(self._poller, seconds, active)]
+        `active` looks again and again near the end instead of sleeping: for machines with a core to spare."""
+        return [self._members[socket] for socket, _ in self._poll(seconds, active)]
 
 
 class Network:
