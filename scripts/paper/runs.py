@@ -61,6 +61,12 @@ def simulated(pair: Pair, cluster: str, n: int, row_bytes: int = LARGE_ROW) -> A
     return {name.partition(",")[0]: m for name, m in arms.items()}
 
 
+def over_fixed(pair: Pair, cluster: str, n: int, k: int) -> float:
+    """How much faster `async` is than a `sync` that always drafts k tokens."""
+    arms = virtual(cluster, n).race(pair.tasks, Settings(n_ctx=512, max_rows=16), lengths=[k])
+    return arms["async"].tokens_per_s / arms[f"sync, draft {k}"].tokens_per_s
+
+
 def best_length(pair: Pair, cluster: str, n: int) -> int:
     arms = virtual(cluster, n, 4 * 512).race(pair.tasks, Settings(n_ctx=512, max_rows=16))
     return next(int(name.rpartition(" ")[2]) for name in arms if name.startswith("sync"))
