@@ -6,11 +6,12 @@ from typing import Any
 
 HEAD = """# What was measured
 
-Written by `python scripts/bench_speed.py --page docs/speed.md`: real llama.cpp processes and sockets, timed by the
-script's own clock, modes interleaved prompt by prompt, the best draft length of `sync` from 1 to 8 chosen
-afterwards. In the **stretched** parts each decode lasts at least the time given (a cancellation ends it early), so
-that the stages are as slow as machines would be, on one that is not: time is added, nothing else is. `virtual` is
-the same engine in virtual time with the same drafts replayed.
+Written by `python scripts/bench_speed.py --json speed.json --page docs/speed.md` (in several sittings if need be:
+what the JSON holds is not measured again). Real llama.cpp processes and sockets, timed by the script's own clock,
+modes interleaved prompt by prompt, the best draft length of `sync` from 1 to 8 chosen afterwards. In the
+**stretched** parts each decode lasts at least the time given (a cancellation ends it early), so that the stages are
+as slow as machines would be, on one that is not: time is added, nothing else is. `virtual` is the same engine in
+virtual time with the same drafts replayed.
 
 """
 STRETCHED = {
