@@ -53,7 +53,7 @@ def test_speculation_over_slow_links_writes_the_same_text_and_hides_them() -> No
     def speed(p: Any, mode: str) -> tuple[str, float]:
         p.configure(mode=mode)
         p.forget()
-        result = p.generate(PROMPT, max_tokens=40, sampling=GREEDY).wait()
+        result = p.generate(PROMPT, max_tokens=30, sampling=GREEDY).wait()
         assert result.tokens_per_s is not None
         return result.text, result.tokens_per_s
 

@@ -34,13 +34,14 @@ def test_an_emulated_cluster_is_as_fast_as_its_simulation(n: int) -> None:
         tasks = [Task(r.world(), len(r.prompt), len(r.text)) for r in recordings]
         layers = [end - first for first, end in p.plan.ranges]
         virtual = Virtual(cluster.curves(layers), cluster.links, 4 * 512, cluster.draft_ms / 1000)
-        for mode in ("off", "async"):
+        for mode, n_texts in (("off", 1), ("async", 2)):  # nothing about a text matters to `off`
             p.configure(mode=mode)
-            simulated = pooled([virtual.run(t, replace(p.settings, mode=mode)) for t in tasks]).tokens_per_s
+            chosen = recordings[:n_texts]
+            simulated = pooled([virtual.run(t, replace(p.settings, mode=mode)) for t in tasks[:n_texts]]).tokens_per_s
             ratios = []
             for _ in range(3):  # the machine may be busy: the best of three
-                seconds = sum((len(r.text) - 1) / speed(p, r.prompt, r.text) for r in recordings)
-                ratios.append(sum(len(r.text) - 1 for r in recordings) / seconds / simulated)
+                seconds = sum((len(r.text) - 1) / speed(p, r.prompt, r.text) for r in chosen)
+                ratios.append(sum(len(r.text) - 1 for r in chosen) / seconds / simulated)
                 if abs(ratios[-1] - 1) < 0.1:
                     break
             print(f"{n} nodes, {mode}: emulated {ratios} of the simulated {simulated:.2f} tokens/s")

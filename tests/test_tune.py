@@ -36,8 +36,8 @@ def test_settings_stand_beside_what_the_user_wrote(tmp_path: Path, monkeypatch: 
 def test_a_search_on_an_emulated_cluster(tmp_path: Path) -> None:
     """Stages that cost what real ones do: speculation pays, and tune must find that."""
     cluster = tmp_path / "cluster.toml"
-    cluster.write_text("[emulate]\ndraft_ms = 1.5\n[[emulate.nodes]]\nms = 10\nfurther = 0.2\ncount = 3\n")
-    done = tune(tmp_path, "--emulate", str(cluster), "--prompts", "1", "-n", "16")
+    cluster.write_text("[emulate]\ndraft_ms = 1\n[[emulate.nodes]]\nms = 6\nfurther = 0.2\ncount = 3\n")
+    done = tune(tmp_path, "--emulate", str(cluster), "--prompts", "1", "-n", "12")
     assert done.returncode == 0, done.stderr
     assert "Best here: mode async" in done.stdout and "Written to" in done.stdout
     assert "[pair.demo.speculation]" in (tmp_path / "pipeinfer" / "models.toml").read_text()
