@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +13,7 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.lab.presets import PRESETS
 from pipeinfer_cpp.net.messages import Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from pipeinfer_cpp.toml_file import read_toml
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0)]
@@ -87,12 +82,7 @@ def load_cluster(what: str, n_stages: int | None = None) -> Cluster:
         raise UserError(
             f"There is no preset {what!r}: it is one of {', '.join(PRESETS)}, or the path of a cluster.toml."
         )
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}.") from None
+    data = read_toml(path)
     return unfold(path.stem, data, n_stages, str(path))
 
 

@@ -41,7 +41,7 @@ def schema_to_gbnf(schema: str) -> str:
         converter = make(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
         loaded = json.loads(schema)
         if not isinstance(loaded, dict):
-            raise UserError("invalid JSON schema: a schema is an object, such as {\"type\": \"object\"}.")
+            raise UserError('invalid JSON schema: a schema is an object, such as {"type": "object"}.')
         converter.visit(converter.resolve_refs(loaded, "schema"), "")
         text: str = converter.format_grammar()
         text.encode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,11 +13,7 @@ import msgspec
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.models.files import ModelFile
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from pipeinfer_cpp.toml_file import read_toml
 
 HERE = Path(__file__).resolve().parent
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -142,12 +137,7 @@ def load_registry(extra: Path | None = None) -> Registry:
 
 
 def _read(path: Path) -> dict[str, PairEntry]:
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}.") from error
+    data = read_toml(path)
     where = ""
     try:
         entries = {}

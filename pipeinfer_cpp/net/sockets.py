@@ -57,8 +57,9 @@ class _Poll:
         self._usual = 0.0
 
     def __call__(self, seconds: float, active: bool) -> list[tuple[Any, int]]:
+        seconds = max(seconds, 0.0)  # a negative time would be for ever
         if not active:
-            return self._poller.poll(max(0, int(seconds * 1000)))
+            return self._poller.poll(int(seconds * 1000))
         began = time.monotonic()
         ready = self._poller.poll(int(1000 * min(seconds, self._usual * CALM)))
         until = min(seconds, self._usual + ACTIVE_S)
