@@ -35,17 +35,18 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story() -> Story:
-    return told()
+    return told(compared=True)
 
 
-def told() -> Story:
-    """A generation, told by its trace."""
+def told(compared: bool = False) -> Story:
+    """A generation, told by its trace; its text compared with that of `off`."""
     with local(stages=N_STAGES, stretch=Stretch(0.02, 0.006), draft_stretch=Stretch(0.002), trace=True) as p:
         result = p.generate(PROMPT, max_tokens=48, sampling=GREEDY).wait()
         assert p.driver.trace is not None
         events = p.driver.trace.events()
-        p.configure(mode="off")
-        assert text_of(p, n=48) == result.text
+        if compared:
+            p.configure(mode="off")
+            assert text_of(p, n=48) == result.text
     assert result.runs.aborted > 0 and result.runs.cancelled > 0
     return Story(events)
 
