@@ -131,6 +131,8 @@ class Pipeline:
         loaded = load(peers, orders, report)[: len(stages)]
         self.exact = plan.exact
         self.kv_type = loaded[0].kv_type
+        self.threads = [m.threads for m in loaded]
+        """Of each stage."""
         safe = min(m.safe_width for m in loaded) if plan.exact else plan.settings.max_rows
         self.settings = replace(plan.settings, max_rows=min(safe, plan.settings.max_rows), eog=self.vocabulary.eog)
         self.last: Result | None = None

@@ -79,8 +79,9 @@ def test_stages_by_hand_share_the_cores_of_one_machine(pair: list[HandStage], tm
         assert until(lambda: all(threads_said(2) in s.said for s in pair), 3) < 3
     own = HandStage(tmp_path / "own.log", more=("--threads", "1")).listen()
     try:
-        with local(stages=[own.address], draft=None, threads=2, exact=False):
+        with local(stages=[own.address], draft=None, threads=2, exact=False) as p:
             assert until(lambda: threads_said(1) in own.said, 3) < 3
+            assert p.threads == [1]
     finally:
         own.close()
 

@@ -232,12 +232,13 @@ class Progress(Message, frozen=True):
 
 class Loaded(Message, frozen=True):
     """Ready to work. `curve`: seconds by number of rows. `safe_width`: the widest run that gives the bits
-    of single rows (1 where it was not tested). `cells`: KV cells of the context."""
+    of single rows (1 where it was not tested). `threads`: it computes with so many."""
 
     curve: dict[int, float]
     safe_width: int
     kv_type: str
     memory_mb: float
+    threads: int
 
 
 class StageReady(Message, frozen=True):

@@ -34,7 +34,10 @@ def stats_table(pipeline: Pipeline, conversation: Conversation, sampling: Sampli
     row("target", f"{plan.target.path.name}, {plan.target.n_layers} layers")
     row("draft", plan.draft.path.name if plan.draft else "none")
     shares = ", ".join(f"{first}-{end - 1}" for first, end in plan.ranges)
-    threads = f"{plan.share.threads} thread{'s' if plan.share.threads != 1 else ''} each"
+    counts = sorted(set(pipeline.threads))
+    threads = f"{counts[0]} thread{'s' if counts[0] > 1 else ''} each"
+    if len(counts) > 1:
+        threads = f"{', '.join(map(str, pipeline.threads))} threads"
     row("stages", f"{len(plan.ranges)} (layers {shares}), {threads}, KV {pipeline.kv_type}")
     if result is not None and result.memory_mb:
         row("memory", ", ".join(f"{name} {mb:.0f} MB" for name, mb in result.memory_mb.items()))

@@ -56,7 +56,7 @@ class Drafter:
         self._lock = threading.Lock()
         self._computing = False
         self._cut_short = threading.Event()
-        self.loaded = Loaded({}, 1, options.kv_type, resident_mb())
+        self.loaded = Loaded({}, 1, options.kv_type, resident_mb(), options.threads)
 
     def interrupt(self) -> None:
         """The paths are about to change: what is being computed is worth nothing."""

@@ -57,7 +57,7 @@ class SliceRunner:
             raise
         if self._stretch:
             curve = {w: max(s, self._stretch(w)) for w, s in curve.items()}
-        self.loaded = Loaded(curve, safe, kv_type, resident_mb())
+        self.loaded = Loaded(curve, safe, kv_type, resident_mb(), options.threads)
 
     def cancel(self, runs: tuple[int, ...]) -> None:
         """Runs that are not here yet or wait will be skipped; the one under way is aborted."""
