@@ -49,7 +49,7 @@ deepseek deepseek2 deepseek32 dots3note deepseek4 glm4moe glm-dsa exaone-moe bai
 afmoe ernie4_5 ernie4_5-moe hunyuan-moe hy_v3 hy_v4 gpt-oss lfm2moe smallthinker llada-moe grovemoe minimax-01
 minimax-m2
 minimax-m3 rnd1 paddleocr mimo2 kimi-linear kimi-k3 glm5-next step35 mistral4 mellum laguna maple nemotron_h_moe
-granitemoe
+deepseek2-ocr granitemoe
 """
 MOE = set(_MOE.split())
 _PERHEAD = """
@@ -76,7 +76,7 @@ def keys_for(arch: str, n_layer: int = 8, moe: bool | None = None, **over: Any) 
     if arch == "gemma4":
         n_embd, n_head, n_ff = 128, 2, 192
     elif arch == "deepseek4":
-        n_embd, n_head, n_ff = 512, 8, 1024
+        n_embd, n_head, n_ff = 512, 8, 128
     elif arch in ("step35", "laguna"):
         n_embd = 160
     elif arch in ("qwen3", "muse-glimmer", "afmoe"):
@@ -156,7 +156,7 @@ def keys_for(arch: str, n_layer: int = 8, moe: bool | None = None, **over: Any) 
             a + "ple.head_vocab_sizes": Arr([N_VOCAB] * 4, U64),
         }
     k |= {
-        a + "attention.indexer.head_count": n_head if arch == "minimax-m3" else 64,
+        a + "attention.indexer.head_count": n_head if arch == "minimax-m3" else 4,
         a + "attention.indexer.key_length": head if arch == "qwen4exp" else 128,
         a + "attention.indexer.top_k": 16, a + "attention.indexer.block_size": 4, a + "attention.indexer.kpool": 4,
         a + "attention.indexer.kpool_select_tail": True, a + "attention.indexer.local_blocks": 1,
@@ -237,7 +237,8 @@ class Specimen:
 
 def specimen(name: str) -> Specimen:
     """A variant by its name, or the plain model of an architecture."""
-    return VARIANTS[name]() if name in VARIANTS else Specimen(name, keys_for(name))
+    make = VARIANTS.get(name) or UNCUTTABLE.get(name)
+    return make() if make else Specimen(name, keys_for(name))
 
 
 def _head(name: str) -> bool:
@@ -317,6 +318,11 @@ VARIANTS: dict[str, Callable[[], Specimen]] = {
     "gemma4-26b-a4b": lambda: _gemma4(True),
     "gemma4-e": _gemma4_e,
     "gemma2-27b": lambda: _gemma2_27b(32),
+    "gemma3-27b": _other(
+        "gemma3", 62, embedding_length=128, **{"attention.head_count": 1, "attention.head_count_kv": 1,
+        "attention.key_length": 32, "attention.value_length": 32, "rope.dimension_count": 32}, **_NO_PATTERN,
+    ),
+    "deepseek2-30": _other("deepseek2", 30),
     "deepseek2-lite": _other("deepseek2", 27, **{"attention.q_lora_rank": None, "expert_gating_func": None}),
     "minicpm-scales": _other("minicpm", residual_scale=None, embedding_scale=None, logit_scale=None),
     "deepseek2-no-gating": _other("deepseek2", expert_gating_func=None),
@@ -352,9 +358,19 @@ VARIANTS: dict[str, Callable[[], Specimen]] = {
         "attention.head_count_kv": u32s([2, 2, 1, 4, 2, 2]),
         "feed_forward_length": u32s([384, 256, 384, 128, 384, 128]), **_HEADS},
     ),
+    "openelm-no-sizes": _other(
+        "openelm", 4, **{"attention.head_count": u32s([4, 8, 4, 8]), "attention.head_count_kv": u32s([2, 2, 1, 4])},
+    ),
     "nemotron_h-lists": _other(
         "nemotron_h_moe", 9, expert_used_count=u32s([2, 1, 2, 2, 1, 2, 2, 2, 1]),
         expert_feed_forward_length=u32s([384, 384, 256, 384, 384, 128, 384, 384, 64]),
     ),
 }  # fmt: skip
 """What real files have besides: layers behind the trunk, tied heads, lists, default patterns, code by layer counts."""
+
+UNCUTTABLE: dict[str, Callable[[], Specimen]] = {
+    "exaone4-32b": _other("exaone4", 64),
+    "baichuan-13b": _other("baichuan", 40),
+    "command-r-plus": _other("command-r", 64),
+}
+"""Models that llama.cpp knows by their number of layers."""

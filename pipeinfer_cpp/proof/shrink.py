@@ -118,7 +118,7 @@ class _Widths:
         names = [f"attention.{what}_length{where}" for what in ("key", "value") for where in ("", "_swa")]
         sizes = _ranked([int(self._get(name, 0) or 0) for name in names], lambda i: 32 << min(i, 2))
         if special:
-            sizes = {v: min(s, 32) for v, s in sizes.items()}
+            sizes = {v: small_derived // 4 if s else s for v, s in sizes.items()}
         elif derived in sizes:
             sizes[derived] = small_derived
         self._head_sizes = sizes
