@@ -75,7 +75,11 @@ def write_slices(
         headers.append((header, at))
         outputs.append(Output(file, places))
     totals = [plan.data_bytes for plan in plans]
-    tell = each and (lambda i, done: each(i, done, totals[i]))
+
+    def tell(i: int, done: int) -> None:
+        if each:
+            each(i, done, totals[i])
+
     digest = read_once(plans[0].source.parts, outputs, whole=whole, progress=progress, each=tell) if plans else None
     written = [
         Written(size, len(header), hashlib.sha256(header).hexdigest(), tuple(v for _, v in sorted(out.checks.items())))

@@ -1,64 +1,150 @@
-"""A slice's cost curve and safe width, measured once for each slice, CPU, library build and thread count."""
+"""A stage's cost curve and safe width, from one layer of each kind, remembered for every model of such layers."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
-import platform
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeinfer_cpp.cachedir import cache_dir, machine_lock
+from pipeinfer_cpp.cachedir import cache_dir
+from pipeinfer_cpp.gguf import Source, slice_plan
+from pipeinfer_cpp.gguf.files import appearing, locked
+from pipeinfer_cpp.gguf.kinds import Sample, samples_of
+from pipeinfer_cpp.gguf.writer import write_slices
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import library_build
-from pipeinfer_cpp.llama.selftest import DEPTHS, measure_curve, safe_width
+from pipeinfer_cpp.llama.selftest import DEPTHS, WIDEST, Found, examine
+from pipeinfer_cpp.machine import cores
+from pipeinfer_cpp.versions import cpu_name
 
-VERSION = 1
+VERSION = 2
+PATIENCE = 60.0
+"""Seconds that another process may take for a sample before this one looks itself."""
+
+Report = Callable[[str, int, int], None]
 
 
-def probe(
-    ctx: SliceContext, slice_id: str, setup: str, widest: int, exact: bool, report: Callable[[str, int, int], None]
-) -> tuple[dict[int, float], int]:
-    """Seconds by width, and the widest exact run (1 where `exact` was not asked for).
+@dataclass(frozen=True)
+class Setup:
+    """What kernels depend on besides the layers, as the stage's own context has it. `exact`: whether widths are compared
+    with single rows at all."""
 
-    `setup` names what else the result depends on: KV type, flash attention, threads, GPU layers.
-    One worker of a machine measures at a time, so that they do not time each other.
+    kv_type: str
+    flash_attn: bool
+    threads: int
+    gpu_layers: int
+    n_ctx: int
+    widest: int
+    exact: bool
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Those that the stage can reach."""
+        return tuple(d for d in DEPTHS if d + self.widest + 1 <= self.n_ctx) or DEPTHS[:1]
+
+    def open(self, path: str) -> SliceContext:
+        n_ctx = -(-(max(self.depths) + self.widest + 1) // 256) * 256
+        return SliceContext(
+            path,
+            n_ctx=n_ctx,
+            n_seq_max=1,
+            n_ubatch=64,
+            kv_type=self.kv_type,
+            flash_attn=self.flash_attn,
+            n_threads=self.threads,
+            n_gpu_layers=self.gpu_layers,
+        )
+
+
+def probe(source: Source, first: int, end: int, path: str, setup: Setup, report: Report) -> tuple[dict[int, float], int]:
+    """Seconds by rows of the stage that holds layers `[first, end)` of the model in `path`, and its widest exact run (1
+    where `setup.exact` is off).
+
+    Stages of one machine share the work: each takes samples that no other is at.
     """
-    depth = max((d for d in DEPTHS if d + widest + 2 < ctx.n_ctx), default=0)
-    key = f"{VERSION}|{slice_id}|{setup}|{widest}|{depth}|{library_build()}|{_cpu()}"
-    store = cache_dir() / "probes"
-    store.mkdir(exist_ok=True)
-    import hashlib
+    partly_on_gpu = 0 < setup.gpu_layers < end - first + 1
+    samples = [Sample(first, end, "", 1.0)] if partly_on_gpu else samples_of(source, first, end)
+    found: dict[Sample, Found] = {}
+    waiting = samples[first % len(samples) :] + samples[: first % len(samples)]
+    deadline = time.monotonic() + PATIENCE
+    while waiting:
+        for sample in list(waiting):
+            record = _record(sample, setup, f"{source.sha256()} {first}-{end}" if partly_on_gpu else "")
+            done = len(samples) - len(waiting)
+            known = _read(record)
+            if known is None:
+                with locked(record.with_suffix(".lock"), wait=False) as held:
+                    known = _read(record)
+                    if known is None and (held or time.monotonic() > deadline):
+                        known = _examine(source, sample, path if sample.layers == (first, end) else "", setup,
+                                         lambda a, b, done=done: report(_WHAT, 100 * done + 100 * a // b, 100 * len(samples)))
+                        _write(record, known)
+            if known is not None:
+                found[sample] = known
+                waiting.remove(sample)
+        if waiting:
+            report("waiting for another stage's test", len(found), len(samples))
+            time.sleep(0.02)
+    widths = range(1, setup.widest + 1)
+    curve = {w: sum(s.share * found[s].seconds[w] for s in samples) for w in widths}
+    return curve, min(f.safe for f in found.values())
 
-    path = store / (hashlib.sha256(key.encode()).hexdigest()[:24] + ".json")
-    known = _read(path)
-    if "curve" not in known or (exact and "safe" not in known):
-        with machine_lock("probe"):
-            known = _read(path)
-            if "curve" not in known:
-                curve = measure_curve(ctx, tick=lambda a, b: report("timing the slice", a, b))
-                known["curve"] = {str(w): s for w, s in curve.items()}
-            if exact and "safe" not in known:
-                known["safe"] = safe_width(ctx, widest, tick=lambda a, b: report("testing exactness", a, b))
-            known["key"] = key
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(known))
-            os.replace(part, path)
-    return {int(w): float(s) for w, s in known["curve"].items()}, int(known["safe"]) if exact else 1
+
+_WHAT = "testing exactness"
 
 
-def _read(path: Path) -> dict:  # type: ignore[type-arg]
+def _examine(source: Source, sample: Sample, path: str, setup: Setup, tick: Callable[[int, int], None]) -> Found:
+    depths = setup.depths if sample.deep else setup.depths[:1]
+    with _cut(source, sample) if not path else contextlib.nullcontext(path) as file:
+        ctx = setup.open(file)
+        try:
+            return examine(ctx, setup.widest, depths, compare=setup.exact, tick=tick)
+        finally:
+            ctx.close()
+
+
+@contextlib.contextmanager
+def _cut(source: Source, sample: Sample) -> Iterator[str]:
+    """The sample as a file, gone at the end: in memory where the system has such files."""
+    plan = slice_plan(source, sample.first, sample.end)
+    if plan.takes_tokens and plan.gives_logits:
+        yield str(source.path)
+        return
+    if hasattr(os, "memfd_create"):
+        file = os.fdopen(os.memfd_create("pipeinfer-sample"), "w+b")
+        name = f"/proc/self/fd/{file.fileno()}"
+    else:
+        file = tempfile.NamedTemporaryFile(dir=cache_dir(), suffix=".gguf")
+        name = file.name
+    with file:
+        write_slices([plan], [file], whole=False)
+        yield name
+
+
+def _record(sample: Sample, setup: Setup, more: str) -> Path:
+    """Where a sample's result is kept, by all that it depends on."""
+    depths = setup.depths if sample.deep else setup.depths[:1]
+    parts = (VERSION, sample.signature, more, setup.kv_type, setup.flash_attn, setup.threads, setup.gpu_layers)
+    parts += (depths, setup.widest, setup.exact, library_build(), cpu_name(), cores())
+    folder = cache_dir() / "probes"
+    folder.mkdir(exist_ok=True)
+    return folder / (hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:24] + ".json")
+
+
+def _read(path: Path) -> Found | None:
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
+        return Found(int(data["safe"]), {int(w): float(s) for w, s in data["seconds"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            model = next((line for line in file if line.startswith("model name")), "")
-    except OSError:
-        model = platform.processor()
-    return f"{platform.machine()} {model.partition(':')[2].strip() or model} {os.cpu_count()}"
+def _write(path: Path, found: Found) -> None:
+    with appearing(path, durable=False) as out:
+        out.write(json.dumps({"safe": found.safe, "seconds": found.seconds}).encode())
