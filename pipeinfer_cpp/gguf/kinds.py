@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf.architectures import rules_for
+from pipeinfer_cpp.gguf.layers import Layers
 from pipeinfer_cpp.gguf.plan import SlicePlan, slice_plan
 from pipeinfer_cpp.gguf.source import Source
 from pipeinfer_cpp.gguf.splits import LayerRange
@@ -66,6 +68,7 @@ def samples_of(source: Source, first: int, end: int) -> list[Sample]:
 class _Kinds:
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._windows = Layers(source, rules_for(source)).windows
         self._signatures: dict[LayerRange, str] = {}
         self._layers: list[str] = [self._kind(layer) for layer in range(source.n_layers)]
 
@@ -99,7 +102,8 @@ class _Kinds:
         except UserError:  # not alone: what its tensors say must do
             start = f"blk.{layer}."
             own = (t for t in self._source.tensors.values() if t.name.startswith(start))
-            return _digest(sorted(f"{t.name[len(start) :]} {t.kind} {t.shape}" for t in own))
+            windows = self._windows[layer : layer + 1]
+            return _digest([*sorted(f"{t.name[len(start) :]} {t.kind} {t.shape}" for t in own), str(windows)])
         return _digest([*_settings(plan), *_tensors(plan, "blk.")])
 
 

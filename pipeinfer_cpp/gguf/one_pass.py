@@ -10,7 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, IO
+
+import numpy as np
 
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.gguf.files import Progress
@@ -29,7 +31,7 @@ Extent = tuple[int, int, int]
 class Output:
     """A slice that is being written: its file, and where each tensor goes (step, offset in the file)."""
 
-    file: BinaryIO
+    file: IO[bytes]
     layout: Sequence[tuple[TensorStep, int]]
     written: int = 0
     checks: dict[int, Extent] = field(default_factory=dict)
@@ -138,7 +140,7 @@ def _jobs_and_pieces(
 
 
 def _is_copy(step: TensorStep) -> bool:
-    return step.data is None and getattr(step, "stripe", None) is None
+    return step.data is None and step.stripe is None
 
 
 def _write_others(output: Output) -> None:
@@ -160,7 +162,7 @@ def pieces_of(step: TensorStep) -> Iterator[bytes]:
         return
     tensor = step.origin
     assert tensor is not None
-    stripe = getattr(step, "stripe", None)
+    stripe = step.stripe
     size = _PIECE if stripe is None else max(1, _PIECE // stripe.row_bytes) * stripe.row_bytes
     with tensor.path.open("rb", buffering=0) as file:
         for at in range(0, tensor.n_bytes, size):
@@ -169,11 +171,11 @@ def pieces_of(step: TensorStep) -> Iterator[bytes]:
             if stripe is None:
                 yield bytes(buffer)
             else:
-                a, b = stripe.start, stripe.start + stripe.size
-                yield b"".join(buffer[row + a : row + b] for row in range(0, len(buffer), stripe.row_bytes))
+                rows = np.frombuffer(buffer, np.uint8).reshape(-1, stripe.row_bytes)
+                yield rows[:, stripe.start : stripe.start + stripe.size].tobytes()
 
 
-def _fill(path: Path, file: BinaryIO, at: int, view: memoryview) -> None:
+def _fill(path: Path, file: IO[bytes], at: int, view: memoryview) -> None:
     while len(view):
         n = os.preadv(file.fileno(), [view], at) if hasattr(os, "preadv") else _read_at(file, at, view)
         if not n:
@@ -181,7 +183,7 @@ def _fill(path: Path, file: BinaryIO, at: int, view: memoryview) -> None:
         view, at = view[n:], at + n
 
 
-def _read_at(file: BinaryIO, at: int, view: memoryview) -> int:
+def _read_at(file: IO[bytes], at: int, view: memoryview) -> int:
     data = os.pread(file.fileno(), len(view), at)
     view[: len(data)] = data
     return len(data)

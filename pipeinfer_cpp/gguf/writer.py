@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.encoding import encode_string, pad
@@ -49,7 +49,7 @@ def write_slice(plan: SlicePlan, path: str | os.PathLike[str], progress: Progres
 
 def write_slices(
     plans: Sequence[SlicePlan],
-    files: Sequence[BinaryIO],
+    files: Sequence[IO[bytes]],
     *,
     whole: bool,
     progress: Progress | None = None,

@@ -50,8 +50,9 @@ def examine(
             bench.advance(depth)
             began = time.perf_counter()
             singles = bench.singles()
-            if not bench.widths(singles) and compare:
-                bench.widest = bench.search(singles)
+            doubtful = bench.widths(singles)
+            if doubtful and compare:
+                bench.widest = bench.search(singles, doubtful)
             elif i == 0 and time.perf_counter() - began < _BRIEF:
                 bench.widths(singles)  # once more for the times
         if tick:
@@ -106,19 +107,22 @@ class _Bench:
         self.back()
         return np.array(out)
 
-    def widths(self, singles: NDArray[np.float32]) -> bool:
-        """Every width once, two runs in a row that cover all rows. True when they give the bits of single rows."""
-        same = True
+    def widths(self, singles: NDArray[np.float32]) -> set[int]:
+        """Every width once, two runs in a row that cover all rows. The widths of those that do not give the
+        bits of single rows: one of the two at least."""
+        doubtful = set()
         for width in {max(w, self.widest + 1 - w) for w in range(1, self.widest + 1)}:
             first = self.widest + 1 - width if width < self.widest else width
-            parts = [self._timed(0, first), self._timed(first, self.widest + 1 - first)]
+            second = self.widest + 1 - first
+            parts = [self._timed(0, first), self._timed(first, second)]
             self.back()
-            same = same and _same(np.concatenate(parts), singles)
-        return same
+            if not _same(np.concatenate(parts), singles[: self.widest + 1]):
+                doubtful |= {first, second} - {1}
+        return doubtful
 
-    def search(self, singles: NDArray[np.float32]) -> int:
+    def search(self, singles: NDArray[np.float32], doubtful: set[int]) -> int:
         """The last width before the first one that differs."""
-        for width in range(2, self.widest + 1):
+        for width in sorted(doubtful):
             run, behind = self._timed(0, width), self._timed(width, 1)
             self.back()
             if not _same(np.concatenate([run, behind]), singles[: width + 1]):

@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from pipeinfer_cpp.cachedir import cache_dir
-from pipeinfer_cpp.gguf import Source, slice_plan
+from pipeinfer_cpp.gguf import LayerRange, Source, slice_plan
 from pipeinfer_cpp.gguf.files import appearing, locked
 from pipeinfer_cpp.gguf.kinds import Sample, samples_of
 from pipeinfer_cpp.gguf.writer import write_slices
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import library_build
-from pipeinfer_cpp.llama.selftest import DEPTHS, WIDEST, Found, examine
+from pipeinfer_cpp.llama.selftest import DEPTHS, Found, examine
 from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.versions import cpu_name
 
@@ -32,8 +33,8 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Setup:
-    """What kernels depend on besides the layers, as the stage's own context has it. `exact`: whether widths are compared
-    with single rows at all."""
+    """What kernels depend on besides the layers, as the stage's own context has it. `exact`: whether widths are
+    compared with single rows at all."""
 
     kv_type: str
     flash_attn: bool
@@ -62,28 +63,36 @@ class Setup:
         )
 
 
-def probe(source: Source, first: int, end: int, path: str, setup: Setup, report: Report) -> tuple[dict[int, float], int]:
-    """Seconds by rows of the stage that holds layers `[first, end)` of the model in `path`, and its widest exact run (1
-    where `setup.exact` is off).
+def probe(
+    source: Source, layers: LayerRange, path: str, setup: Setup, report: Report
+) -> tuple[dict[int, float], int]:
+    """Seconds by rows of the stage that holds these layers of the model in the slice `path`, and its widest exact run
+    (1 where `setup.exact` is off).
 
     Stages of one machine share the work: each takes samples that no other is at.
     """
-    partly_on_gpu = 0 < setup.gpu_layers < end - first + 1
-    samples = [Sample(first, end, "", 1.0)] if partly_on_gpu else samples_of(source, first, end)
+    if 0 < setup.gpu_layers <= layers[1] - layers[0]:  # partly on the GPU: no sample is like the whole
+        samples = [Sample(*layers, f"{source.sha256()} {layers}", 1.0)]
+    else:
+        samples = samples_of(source, *layers)
     found: dict[Sample, Found] = {}
-    waiting = samples[first % len(samples) :] + samples[: first % len(samples)]
+    at = layers[0] % len(samples)
+    waiting = samples[at:] + samples[:at]
     deadline = time.monotonic() + PATIENCE
     while waiting:
         for sample in list(waiting):
-            record = _record(sample, setup, f"{source.sha256()} {first}-{end}" if partly_on_gpu else "")
-            done = len(samples) - len(waiting)
+
+            def tick(done: int, total: int) -> None:
+                report("testing exactness", 100 * len(found) + 100 * done // total, 100 * len(samples))
+
+            record = _record(sample, setup)
             known = _read(record)
             if known is None:
                 with locked(record.with_suffix(".lock"), wait=False) as held:
                     known = _read(record)
                     if known is None and (held or time.monotonic() > deadline):
-                        known = _examine(source, sample, path if sample.layers == (first, end) else "", setup,
-                                         lambda a, b, done=done: report(_WHAT, 100 * done + 100 * a // b, 100 * len(samples)))
+                        tick(0, 1)
+                        known = _examine(source, sample, path if sample.layers == layers else None, setup, tick)
                         _write(record, known)
             if known is not None:
                 found[sample] = known
@@ -91,22 +100,23 @@ def probe(source: Source, first: int, end: int, path: str, setup: Setup, report:
         if waiting:
             report("waiting for another stage's test", len(found), len(samples))
             time.sleep(0.02)
-    widths = range(1, setup.widest + 1)
-    curve = {w: sum(s.share * found[s].seconds[w] for s in samples) for w in widths}
+    curve = {w: sum(s.share * found[s].seconds[w] for s in samples) for w in range(1, setup.widest + 1)}
     return curve, min(f.safe for f in found.values())
 
 
-_WHAT = "testing exactness"
-
-
-def _examine(source: Source, sample: Sample, path: str, setup: Setup, tick: Callable[[int, int], None]) -> Found:
-    depths = setup.depths if sample.deep else setup.depths[:1]
-    with _cut(source, sample) if not path else contextlib.nullcontext(path) as file:
+def _examine(
+    source: Source, sample: Sample, path: str | None, setup: Setup, tick: Callable[[int, int], None]
+) -> Found:
+    with _cut(source, sample) if path is None else contextlib.nullcontext(path) as file:
         ctx = setup.open(file)
         try:
-            return examine(ctx, setup.widest, depths, compare=setup.exact, tick=tick)
+            return examine(ctx, setup.widest, _depths(sample, setup), compare=setup.exact, tick=tick)
         finally:
             ctx.close()
+
+
+def _depths(sample: Sample, setup: Setup) -> tuple[int, ...]:
+    return setup.depths if sample.deep else setup.depths[:1]
 
 
 @contextlib.contextmanager
@@ -116,22 +126,21 @@ def _cut(source: Source, sample: Sample) -> Iterator[str]:
     if plan.takes_tokens and plan.gives_logits:
         yield str(source.path)
         return
-    if hasattr(os, "memfd_create"):
-        file = os.fdopen(os.memfd_create("pipeinfer-sample"), "w+b")
-        name = f"/proc/self/fd/{file.fileno()}"
-    else:
-        file = tempfile.NamedTemporaryFile(dir=cache_dir(), suffix=".gguf")
-        name = file.name
-    with file:
+    with contextlib.ExitStack() as stack:
+        if hasattr(os, "memfd_create"):
+            file: IO[bytes] = stack.enter_context(os.fdopen(os.memfd_create("pipeinfer-sample"), "w+b"))
+            name = f"/proc/self/fd/{file.fileno()}"
+        else:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=cache_dir(), suffix=".gguf"))
+            name = file.name
         write_slices([plan], [file], whole=False)
         yield name
 
 
-def _record(sample: Sample, setup: Setup, more: str) -> Path:
+def _record(sample: Sample, setup: Setup) -> Path:
     """Where a sample's result is kept, by all that it depends on."""
-    depths = setup.depths if sample.deep else setup.depths[:1]
-    parts = (VERSION, sample.signature, more, setup.kv_type, setup.flash_attn, setup.threads, setup.gpu_layers)
-    parts += (depths, setup.widest, setup.exact, library_build(), cpu_name(), cores())
+    parts = (VERSION, sample.signature, setup.kv_type, setup.flash_attn, setup.threads, setup.gpu_layers, setup.widest)
+    parts += (setup.exact, _depths(sample, setup), library_build(), cpu_name(), cores())
     folder = cache_dir() / "probes"
     folder.mkdir(exist_ok=True)
     return folder / (hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:24] + ".json")
