@@ -269,12 +269,12 @@ def _gemma4(moe: bool) -> Specimen:
     return Specimen("gemma4", keys, _head)
 
 
-def _gemma4_e(n: int = 15, shared: int = 5) -> Specimen:
+def _gemma4_e(n: int = 15, shared: int = 5, inputs: int = 64) -> Specimen:
     """E2B and E4B: inputs of each layer, and layers that share the caches of those before."""
     a = "gemma4."
     keys = keys_for("gemma4", n)
     keys |= {
-        a + "embedding_length_per_layer_input": 64, a + "attention.shared_kv_layers": shared,
+        a + "embedding_length_per_layer_input": inputs, a + "attention.shared_kv_layers": shared,
         a + "attention.sliding_window_pattern": [i % 5 != 4 for i in range(n)],
         a + "feed_forward_length": u32s(192 if i < n - shared else 384 for i in range(n)),
     }  # fmt: skip
@@ -369,8 +369,9 @@ VARIANTS: dict[str, Callable[[], Specimen]] = {
 """What real files have besides: layers behind the trunk, tied heads, lists, default patterns, code by layer counts."""
 
 UNCUTTABLE: dict[str, Callable[[], Specimen]] = {
+    "gemma4-e-16": lambda: _gemma4_e(n=16, inputs=16),
     "exaone4-32b": _other("exaone4", 64),
     "baichuan-13b": _other("baichuan", 40),
     "command-r-plus": _other("command-r", 64),
 }
-"""Models that llama.cpp knows by their number of layers."""
+"""Models that llama.cpp knows by their number of layers; and one whose inputs of each layer are less than a block."""

@@ -112,11 +112,11 @@ TABLE = _table()
 """The architectures of which the code says more than the file."""
 
 _BY_DEFAULTS = """
-    arcee apertus arctic baichuan bailingmoe bailingmoe2 chatglm codeshell cogvlm dbrx deci deepseek deepseek2 deepseek2-ocr
-    deepseek32 dots1 ernie4_5 ernie4_5-moe exaone falcon glm-dsa glm4 glm4moe gptneox granite granitemoe grok
-    grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder minicpm minimax-m2
-    minimax-m3 mistral3 mistral4 nemotron olmo olmoe orion paddleocr pangu-embedded phi2 phi3 phimoe plamo qwen
-    qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss stablelm starcoder2 xverse
+    apertus arcee arctic baichuan bailingmoe bailingmoe2 chatglm codeshell cogvlm dbrx deci deepseek deepseek2
+    deepseek2-ocr deepseek32 dots1 ernie4_5 ernie4_5-moe exaone falcon glm-dsa glm4 glm4moe gptneox granite
+    granitemoe grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder minicpm
+    minimax-m2 minimax-m3 mistral3 mistral4 nemotron olmo olmoe orion paddleocr pangu-embedded phi2 phi3 phimoe
+    plamo qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss stablelm starcoder2 xverse
 """
 
 SUPPORTED = frozenset([*TABLE, *_BY_DEFAULTS.split()]) - {"dots3note", "plm"}

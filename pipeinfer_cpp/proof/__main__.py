@@ -6,6 +6,7 @@ It prints a JSON line before each step that llama.cpp may end, saying what it me
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -39,18 +40,24 @@ def _proof(source: Source, ranges: Sequence[LayerRange], folder: Path, beyond: b
         small = Source.open(path)
         whole = chained_logits([path], small.n_vocab)
     except UserError as error:
-        return Proof(outcome="untested", detail=str(error))
+        return Proof(outcome="untested", detail=_words(error))
     if not np.isfinite(whole).all() or whole.std() < 1e-4:
         return Proof(outcome="untested", detail="its random weights overflow")
     _say(Proof(outcome="different"))
     try:
         chained = chained_logits(write_slices(small, ranges, folder), small.n_vocab)
     except PipeInferError as error:
-        return Proof(outcome="different", detail=str(error).replace(str(folder), "").rstrip("."))
+        return Proof(outcome="different", detail=_words(error))
     off = float(np.abs(chained - whole).max())
     if off == 0:
         return Proof(outcome="equal")
     return Proof(outcome="different", detail=f"their logits are off by {off:.2g} at a spread of {whole.std():.2g}")
+
+
+def _words(error: PipeInferError) -> str:
+    """What llama.cpp said of the last, without what it logged on the way and without this folder."""
+    said = str(error).rpartition("error loading model: ")[2].partition("\n")[0].partition(" llama_model_load")[0]
+    return re.sub(r"\S*/whole\.gguf|\S*/(slice-\d+-\d+)\.gguf", r"\1", said).strip().rstrip(".")
 
 
 def _say(proof: Proof) -> None:

@@ -14,8 +14,11 @@ import msgspec
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import SLICER_VERSION, SUPPORTED, LayerRange, Source, text_of
+from pipeinfer_cpp.gguf.architectures import rules_for
+from pipeinfer_cpp.gguf.code_defaults import rounding_note
 from pipeinfer_cpp.gguf.files import appearing, cache_folder
 from pipeinfer_cpp.gguf.plan_keys import PER_LAYER_OF_ALL
+from pipeinfer_cpp.gguf.steps import Part
 from pipeinfer_cpp.llama.library import library_build
 
 VERSION = 1
@@ -45,9 +48,11 @@ def prove(source: Source, ranges: Sequence[LayerRange], *, cache_dir: str | os.P
     """
     if len(ranges) == 1:
         return Proof(outcome="equal")
+    rules = rules_for(source)
+    note = rounding_note(Part(source, rules, first, end) for first, end in ranges)
     record = cache_folder("proofs", cache_dir) / f"{_signature(source, ranges)}.json"
     try:
-        return msgspec.json.decode(record.read_bytes(), type=Proof)
+        return msgspec.structs.replace(msgspec.json.decode(record.read_bytes(), type=Proof), note=note)
     except (OSError, msgspec.MsgspecError):
         pass
     proof = _ask(source, ranges)
@@ -65,11 +70,12 @@ def prove(source: Source, ranges: Sequence[LayerRange], *, cache_dir: str | os.P
                 f"{source.path.name} has architecture {source.architecture!r}, which no test covers, and no small "
                 f"model of its kind can be made to see whether it can be cut ({proof.detail}). Use one stage."
             )
-        note = f"No small model like {source.path.name} could be made to test this split ({proof.detail}); "
-        return msgspec.structs.replace(proof, note=note + f"that {source.architecture} can be cut is tested.")
-    with appearing(record) as out:
-        out.write(msgspec.json.encode(proof))
-    return proof
+        untested = f"No small model like {source.path.name} could be made to test this split ({proof.detail}); "
+        note = f"{untested}other models of architecture {source.architecture} are tested. {note}".strip()
+    else:
+        with appearing(record) as out:
+            out.write(msgspec.json.encode(proof))
+    return msgspec.structs.replace(proof, note=note)
 
 
 def _signature(source: Source, ranges: Sequence[LayerRange]) -> str:

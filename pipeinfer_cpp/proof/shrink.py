@@ -109,7 +109,7 @@ class _Widths:
             small = {v: min(2, s) for v, s in small.items()}
         self._heads = small
         self._known["attention.head_count"] = self._known["attention.head_count_kv"] = lambda v: small.get(int(v), v)
-        n_head = next((h for h in heads if h > 0), 0)
+        n_head = self._n_head = next((h for h in heads if h > 0), 0)
         derived = self._source.n_embd // n_head if n_head else 0
         small_derived = self._width // small[n_head] if n_head else 0
         if self._get("attention.key_length_mla") or self._get("attention.kv_lora_rank"):
@@ -168,7 +168,7 @@ class _Widths:
         self._fixed(**{
             "ssm.inner_size": 4 * _STATE, "ssm.time_step_rank": 4, "ssm.group_count": small_groups,
             "ssm.state_size": _STATE if alike else 16 if state <= 16 else 32, "kda.head_dim": 32,
-            "wkv.head_size": 32, "time_mix_extra_dim": 32, "time_decay_extra_dim": 32,
+            "wkv.head_size": self._width // self._heads.get(self._n_head, 4), "time_mix_extra_dim": 32, "time_decay_extra_dim": 32,
         })  # fmt: skip
 
     def _others(self) -> None:
@@ -176,13 +176,12 @@ class _Widths:
             "attention.sliding_window": _WINDOW, "attention.q_lora_rank": _RANK, "attention.output_lora_rank": 32,
             "attention.indexer.top_k": 8, "hyper_connection.low_rank": 8,
         })  # fmt: skip
-        n_head = next((h for h in _listed(self._get("attention.head_count")) if h > 0), 0)
-        same = self._get("attention.indexer.head_count") == n_head
-        indexers = self._heads.get(n_head, 2) if same else 2
+        same = self._get("attention.indexer.head_count") == self._n_head
+        indexers = self._heads.get(self._n_head, 2) if same else 2
         size = int(self._get("attention.indexer.key_length", 0) or 0)
         self._fixed(**{
             "attention.indexer.head_count": indexers, "attention.indexer.key_length": self._head_sizes.get(size, 64),
-            "attention.output_group_count": min(2, self._heads.get(n_head, 2)),
+            "attention.output_group_count": min(2, self._heads.get(self._n_head, 2)),
         })  # fmt: skip
         per_layer = 32 if self._source.architecture != "qwen4exp" else self._width // 4
         self._fixed(embedding_length_per_layer_input=per_layer)
