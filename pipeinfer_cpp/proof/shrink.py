@@ -168,7 +168,8 @@ class _Widths:
         self._fixed(**{
             "ssm.inner_size": 4 * _STATE, "ssm.time_step_rank": 4, "ssm.group_count": small_groups,
             "ssm.state_size": _STATE if alike else 16 if state <= 16 else 32, "kda.head_dim": 32,
-            "wkv.head_size": self._width // self._heads.get(self._n_head, 4), "time_mix_extra_dim": 32, "time_decay_extra_dim": 32,
+            "wkv.head_size": self._width // self._heads.get(self._n_head, 4),
+            "time_mix_extra_dim": 32, "time_decay_extra_dim": 32,
         })  # fmt: skip
 
     def _others(self) -> None:
