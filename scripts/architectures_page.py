@@ -21,7 +21,7 @@ from popular_shapes import POPULAR, header
 from pipeinfer_cpp.gguf import SUPPORTED, even_split, fit_split, needs_checkpoints, text_of
 from pipeinfer_cpp.gguf.architectures import TABLE, Architecture
 from pipeinfer_cpp.gguf.cuts import CONDITIONS
-from pipeinfer_cpp.gguf.refusals import REASONS
+from pipeinfer_cpp.gguf.refusals import NOT_RUN, REASONS
 
 HEAD = """# Models that can be cut
 
@@ -59,8 +59,9 @@ def page() -> str:
     parts += ["Their real layers with small widths: `python scripts/popular_models.py`.\n"]
     parts += ["## Architectures\n", "| architecture | cuts |", "| --- | --- |", *_architectures(), ""]
     plain = sorted(name for name in SUPPORTED if not _conditions(name))
-    parts += ["Anywhere: " + ", ".join(plain) + ".\n", "## Not with this build of llama.cpp\n"]
-    parts += ["| architecture | why |", "| --- | --- |", *_refused(), ""]
+    parts += ["Anywhere: " + ", ".join(plain) + ".\n", "## Only in one stage\n"]
+    parts += ["With this build of llama.cpp.\n", "| architecture | why |", "| --- | --- |", *_refused(REASONS), ""]
+    parts += ["## Not at all\n", "| architecture | why |", "| --- | --- |", *_refused(NOT_RUN), ""]
     return "\n".join(parts)
 
 
@@ -99,8 +100,8 @@ def _conditions(name: str) -> list[str]:
     return found
 
 
-def _refused() -> Iterator[str]:
-    for reason, names in REASONS.items():
+def _refused(reasons: dict[str, str]) -> Iterator[str]:
+    for reason, names in reasons.items():
         yield f"| {', '.join(names.split())} | {reason} |"
 
 

@@ -12,7 +12,7 @@ from gguf import GGUFReader, GGUFWriter
 from tiny_models import CHATML, MODELS, SPECIALS, Tiny, build, vocabulary
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
-from pipeinfer_cpp.gguf import Source, slice_plan
+from pipeinfer_cpp.gguf import Source, fit_split, slice_plan
 
 
 @pytest.fixture(autouse=True)
@@ -172,8 +172,6 @@ def test_a_file_that_grows_while_it_is_hashed_is_told(model: Path) -> None:
         ("kimi-k3", "several layers before"),
         ("minimax-01", "decay"),
         ("rwkv7", "the first one computed"),
-        ("bert", "token by token"),
-        ("eagle3", "drafts for another model"),
     ],
 )
 def test_architectures_that_cannot_be_cut_are_refused_by_name_and_reason(tmp_path: Path, arch: str, why: str) -> None:
@@ -181,6 +179,21 @@ def test_architectures_that_cannot_be_cut_are_refused_by_name_and_reason(tmp_pat
     with pytest.raises(UserError, match=f"'{arch}' cannot be cut: .*{why}") as caught:
         slice_plan(source, 0, 2)
     one_line(caught)
+
+
+def test_what_cannot_be_cut_runs_in_one_stage(tmp_path: Path) -> None:
+    source = Source.open(build(tmp_path / "model.gguf", Tiny("talkie")))
+    assert slice_plan(source, 0, 4).counts()["tensors"]["left out"] == 0
+    with pytest.raises(UserError, match=r"every layer reads the embedding again\. Run it with one stage"):
+        fit_split(source, [(0, 2), (2, 4)])
+
+
+@pytest.mark.parametrize(("arch", "why"), [("bert", "token by token"), ("eagle3", "drafts for another model")])
+def test_what_writes_no_text_is_refused_whole_too(tmp_path: Path, arch: str, why: str) -> None:
+    source = Source.open(build(tmp_path / "model.gguf", Tiny(arch)))
+    for end in (2, 4):
+        with pytest.raises(UserError, match=f"'{arch}' cannot be used: .*{why}"):
+            slice_plan(source, 0, end)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pipeinfer_cpp.gguf import (
     even_split,
     fit_split,
     parse_layers,
+    row_width,
     slice_plan,
     split_by_shares,
 )
@@ -148,7 +149,7 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
         report("coordinator", "testing the split on a small model of its kind", 0, 1)
     notes += filter(None, [prove(target, ranges).note])
     for link in range(n_stages - 1):
-        codec(options.wire_of(link), target.n_embd)
+        codec(options.wire_of(link), row_width(target))
     settings = _settings(options, pair, target, draft)
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
     if exact and settings.branches > 1:

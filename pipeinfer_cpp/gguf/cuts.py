@@ -10,6 +10,7 @@ from itertools import pairwise
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.architectures import rules_for
 from pipeinfer_cpp.gguf.layers import SWA_WINDOW, Layers
+from pipeinfer_cpp.gguf.refusals import why_not_cut
 from pipeinfer_cpp.gguf.source import Source
 from pipeinfer_cpp.gguf.splits import LayerRange
 
@@ -42,12 +43,15 @@ class Cuts:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.layers = Layers(source, rules_for(source))
+        self.layers = Layers(source, rules_for(source, whole=True))
         self._slices: dict[LayerRange, str] = {}
 
     def refusal_at(self, at: int) -> str:
         """Why the model cannot be cut before layer `at`."""
         layers, step = self.layers, self._step
+        never = why_not_cut(self.source.architecture)
+        if never:
+            return never
         if (self.source.architecture, layers.n) in _BY_COUNT:
             return f"llama.cpp knows this model by its {layers.n} layers and computes otherwise without all of them"
         if self.source.architecture == "llama4" and layers.get(SWA_WINDOW) == 0:

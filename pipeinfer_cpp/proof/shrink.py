@@ -7,6 +7,7 @@ that keeps what they have to do with one another: the same ones stay the same, m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from gguf import GGUFValueType
@@ -68,6 +69,23 @@ def _ranked(values: Iterable[int], small: Callable[[int], int]) -> dict[int, int
     return {v: small(i) for i, v in enumerate(distinct)} | {v: v for v in values if v <= 0}
 
 
+def _if_any(small: int, value: Any) -> Any:
+    return small if value else value
+
+
+def _looked_up(small: dict[int, int], value: Any) -> Any:
+    return small.get(int(value), value)
+
+
+def _stepped(start: int, rank: int) -> int:
+    return start + 32 * (rank % 4)
+
+
+def _in_proportion(small: int, whole: int, part: Any) -> Any:
+    """What `part` of `whole` is of `small`, an even number."""
+    return max(2, small * int(part) // whole // 2 * 2) if part else part
+
+
 def _listed(value: Any) -> list[int]:
     return [int(v) for v in value] if isinstance(value, list) else [] if value is None else [int(value)]
 
@@ -98,7 +116,7 @@ class _Widths:
 
     def _fixed(self, **values: int) -> None:
         for name, small in values.items():
-            self._known[name] = lambda v, small=small: small if v else v
+            self._known[name] = partial(_if_any, small)
 
     def _attention(self, special: bool) -> None:
         heads = _listed(self._get("attention.head_count"))
@@ -108,7 +126,7 @@ class _Widths:
         if special:
             small = {v: min(2, s) for v, s in small.items()}
         self._heads = small
-        self._known["attention.head_count"] = self._known["attention.head_count_kv"] = lambda v: small.get(int(v), v)
+        self._known["attention.head_count"] = self._known["attention.head_count_kv"] = partial(_looked_up, small)
         n_head = self._n_head = next((h for h in heads if h > 0), 0)
         derived = self._source.n_embd // n_head if n_head else 0
         small_derived = self._width // small[n_head] if n_head else 0
@@ -123,13 +141,11 @@ class _Widths:
             sizes[derived] = small_derived
         self._head_sizes = sizes
         for name in names:
-            self._known[name] = lambda v: sizes.get(int(v), v)
+            self._known[name] = partial(_looked_up, sizes)
         for where in ("", "_swa"):
             size = int(self._get(f"attention.key_length{where}") or self._get("attention.key_length") or derived)
             small_size = sizes.get(size, small_derived)
-            self._known[f"rope.dimension_count{where}"] = lambda v, size=size, small_size=small_size: (
-                max(2, small_size * int(v) // max(1, size) // 2 * 2) if v else v
-            )
+            self._known[f"rope.dimension_count{where}"] = partial(_in_proportion, small_size, max(1, size))
         rotated = self._known["rope.dimension_count"](self._get("rope.dimension_count") or derived)
         self._known["rope.dimension_sections"] = lambda v: _sections(v, rotated // 2)
 
@@ -153,8 +169,7 @@ class _Widths:
             ("expert_shared_feed_forward_length", 64), ("expert_chunk_feed_forward_length", 64),
             ("expert_latent_length", 64), ("moe_latent_size", 64),
         ):  # fmt: skip
-            small = _ranked(_listed(self._get(name)), lambda i, step=step: step + 32 * (i % 4))
-            self._known[name] = lambda v, small=small: small.get(int(v), v)
+            self._known[name] = partial(_looked_up, _ranked(_listed(self._get(name)), partial(_stepped, step)))
         self._known["expert_count"] = _few_experts
         self._known["expert_used_count"] = lambda v: min(int(v), 2)
         self._known["expert_group_count"] = lambda v: min(int(v), 2)
