@@ -72,7 +72,7 @@ def keys_for(arch: str, n_layer: int = 8, moe: bool | None = None, **over: Any) 
     """Metadata by full name; `over` changes or (None) takes away keys of the architecture."""
     moe = arch in MOE if moe is None else moe
     n_layer = 16 if arch == "smallthinker" and n_layer == 8 else n_layer  # of 4 none can be cut
-    n_ctx, n_embd, n_head, n_ff = 256, 256, 2, 384
+    n_ctx, n_embd, n_head, n_ff = 256, 128, 2, 192
     if arch == "gemma4":
         n_embd, n_head, n_ff = 128, 2, 192
     elif arch == "deepseek4":
@@ -284,7 +284,7 @@ def _gemma4_e(n: int = 15, shared: int = 5, inputs: int = 64) -> Specimen:
 
 def _gemma2_27b(head: int) -> Specimen:
     sizes = {"attention.key_length": head, "attention.value_length": head, "rope.dimension_count": head}
-    keys = keys_for("gemma2", 46, **sizes)
+    keys = keys_for("gemma2", 46, embedding_length=256, **sizes)
     spare = ("attn_q.scale", "attn_q.bias", "attn_qkv.weight", "attn_qkv.bias")
     return Specimen("gemma2", keys, lambda name: name.endswith(spare))
 
