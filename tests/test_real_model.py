@@ -4,9 +4,13 @@ embeddings of 262,144 rows, matrices of four types, no chat template."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -128,6 +132,14 @@ def test_chat_says_what_to_do_without_a_chat_template(model: Path) -> None:
     assert done.code == 2 and not done.left
     [sentence] = done.err.strip().splitlines()
     assert "no chat template" in sentence and "pipeinfer generate" in sentence
+
+
+def test_ctrl_c_while_a_large_vocabulary_loads_is_not_lost(model: Path) -> None:
+    """llama.cpp logs all the time then, and what a signal raises inside the log callback would go nowhere."""
+    Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        Vocabulary(model).close()
+        time.sleep(2)
 
 
 def test_inspect_names_what_is_in_it(model: Path) -> None:
