@@ -31,7 +31,6 @@ from verify.bare import Bare
 from verify.cases import Case, expect, long
 from verify.report import Report
 
-pytestmark = pytest.mark.timeout(400)
 PROMPT = "The Great Wall of China is a series of fortifications that"
 SAMPLINGS = (Sampling(temp=0), Sampling(temp=0.8, seed=7))
 N = 16
