@@ -344,6 +344,7 @@ VARIANTS: dict[str, Callable[[], Specimen]] = {
     "gemma2-default": _other("gemma2", **_NO_PATTERN),
     "gemma3-default": _other("gemma3", 12, **_NO_PATTERN),
     "olmo2-default": _other("olmo2", **_NO_PATTERN),
+    "smollm3-12": _other("smollm3", 12),
     "smallthinker-16": _other("smallthinker", 16, **_NO_PATTERN),
     "llama4-default": _other("llama4", 12, interleave_moe_layer_step=1, **_NO_PATTERN),
     "deepseek4-12": _other("deepseek4", 12),

@@ -8,8 +8,10 @@ import pytest
 from specimens import specimen
 from tiny_models import MODELS, build
 
+from pipeinfer_cpp.cluster.plan import make_plan
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Cuts, Source, check_split, even_split, fit_split, needs_checkpoints, text_of
+from pipeinfer_cpp.options import Options
 
 
 def source_of(name: str, tmp_path: Path) -> Source:
@@ -89,6 +91,15 @@ def test_a_typed_split_is_refused_with_the_nearest_that_fits(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"cannot be cut at 0-10,11: .* Use --layers 0-9,10-11") as caught:
         check_split(source, [(0, 11), (11, 12)])
     assert "\n" not in str(caught.value)
+
+
+def test_a_pipeline_warns_of_a_split_that_was_moved(tmp_path: Path) -> None:
+    path = specimen("smollm3-12").build(tmp_path / "model.gguf")
+    plan = make_plan(Options(target=str(path), stages=2, mode="off"))
+    assert plan.ranges == [(0, 8), (8, 12)]
+    assert any("divided 0-7,8-11, not 0-5,6-11" in warning for warning in plan.warnings)
+    with pytest.raises(UserError, match="Use --layers 0-7,8-11"):
+        make_plan(Options(target=str(path), stages=2, mode="off", layers="0-6,7-11"))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ CONDITIONS = {
     "exaone4": "not the 32B, which llama.cpp knows by its 64 layers",
     "gemma2": "of the 27B the slices differ from the uncut model in the last bits",
     "gemma3": "of the 27B the slices differ from the uncut model in the last bits",
-    "gemma4": "two layers with caches of their own in each slice; E2B and E4B: before the layers that share caches",
+    "gemma4": "two layers with caches of their own in each slice; E2B and E4B: before the layers that share caches, "
+    "and each slice holds the embedding",
     "glm-dsa": "GLM 5.2: not before a layer that shares an indexer",
     "glm5-next": "not before a layer that shares an indexer",
     "hy_v4": "not before a layer that shares an indexer",
