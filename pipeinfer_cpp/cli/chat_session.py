@@ -90,7 +90,11 @@ class ChatSession:
         settings = self.settings
         with OneInterrupt() as interrupt:
             generation = self.pipeline.generate(
-                prompt.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling, stop=settings.stop
+                prompt.tokens,
+                max_tokens=settings.max_tokens,
+                sampling=settings.sampling,
+                stop=settings.stop,
+                goes_on=True,
             )
             shown = 0
             try:
