@@ -11,12 +11,24 @@ import msgspec
 
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf import Source, check_pair, even_split, parse_layers, slice_plan, split_by_shares
+from pipeinfer_cpp.gguf import (
+    LayerRange,
+    Source,
+    check_pair,
+    check_split,
+    even_split,
+    fit_split,
+    parse_layers,
+    row_width,
+    slice_plan,
+    split_by_shares,
+)
 from pipeinfer_cpp.machine import Share, cores, machine_id
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.options import Options
+from pipeinfer_cpp.proof.prove import prove
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.models import Pair
@@ -128,18 +140,16 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
     if draft is not None:
         check_pair(target, draft)
     n_stages = options.n_stages
-    if options.layers is not None:
-        ranges = parse_layers(options.layers, target.n_layers)
-    elif options.split is not None:
-        ranges = split_by_shares(list(options.split), target.n_layers)
-    else:
-        ranges = even_split(target.n_layers, n_stages)
+    ranges, notes = _divide(options, target)
     if len(ranges) != n_stages:
         raise UserError(f"--layers or --split names {len(ranges)} parts, but there are {n_stages} stages.")
     for first, end in ranges:
         slice_plan(target, first, end)
+    if report:
+        report("coordinator", "testing the split on a small model of its kind", 0, 1)
+    notes += filter(None, [prove(target, ranges).note])
     for link in range(n_stages - 1):
-        codec(options.wire_of(link), target.n_embd)
+        codec(options.wire_of(link), row_width(target))
     settings = _settings(options, pair, target, draft)
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
     if exact and settings.branches > 1:
@@ -150,10 +160,21 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
         lambda done, total: report("coordinator", "hashing the model", done, total) if report else None
     )
     share = Share(cores(), n_local, options.threads)
-    plan = Plan(options, pair, target, draft, ranges, addresses, settings, exact, digest, share)
+    plan = Plan(options, pair, target, draft, ranges, addresses, settings, exact, digest, share, notes)
     if options.emulate is not None:
         plan.warnings.append(f"Emulated: nodes and links are as slow as those of {options.emulate.name!r}.")
     return plan
+
+
+def _divide(options: Options, target: Source) -> tuple[list[LayerRange], list[str]]:
+    """The layers of each stage, and what to tell the user of them."""
+    if options.layers is not None:
+        typed = parse_layers(options.layers, target.n_layers)
+        check_split(target, typed)
+        return typed, []
+    if options.split is not None:
+        return fit_split(target, split_by_shares(list(options.split), target.n_layers))
+    return fit_split(target, even_split(target.n_layers, options.n_stages))
 
 
 def _models(options: Options) -> tuple[Pair | None, Path, Path | None]:

@@ -41,7 +41,7 @@ class GraphNodes:
                 return False
             if name.startswith(entry):
                 self._write(tensor, keep=bool(back))
-            else:
+            elif self._written:
                 ggml().ggml_backend_tensor_set(self._written, self._own.ctypes.data, 0, self._own.nbytes)
             return True
 
