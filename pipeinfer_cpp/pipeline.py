@@ -18,10 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pipeinfer_cpp.cluster.cutting import Cutting
 from pipeinfer_cpp.cluster.driver import Driver, Turn
 from pipeinfer_cpp.cluster.launch import Process, SocketDir
 from pipeinfer_cpp.cluster.plan import Plan, make_plan
-from pipeinfer_cpp.cluster.session import Peer, load
+from pipeinfer_cpp.cluster.session import Loading, Peer
 from pipeinfer_cpp.engine import CostCurve
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.sampler import Sampler
@@ -110,8 +111,6 @@ class Pipeline:
     def _open(self, options: Options, report: Report | None) -> None:
         self.plan: Plan = make_plan(options, report)
         plan = self.plan
-        self.vocabulary = Vocabulary(plan.target.path)
-        self._resources.callback(self.vocabulary.close)
         network = Network()
         self._resources.callback(network.close)
         folder = SocketDir()
@@ -124,11 +123,30 @@ class Pipeline:
         stages = [by_hand.get(i) or self._start(network, folder, i) for i in range(len(plan.addresses))]
         draft = self._start(network, folder, None) if plan.draft else None
         peers = [*stages, *([draft] if draft else [])]
+        # All of what takes long goes on at the same time: cutting, starting processes, the vocabulary, the draft.
+        ours = [i for i, machine in enumerate(machines) if machine is None]
+        cutting = Cutting(plan.target, [plan.ranges[i] for i in ours], hashed=bool(by_hand))
+        self._resources.callback(cutting.close)
+        loading = Loading(peers, report)
         for peer in peers:
             if not peer.remote:
+                if report:
+                    report(peer.name, "starting", 0, 0)
                 peer.greet(session, LOCAL_S)
-        orders = plan.orders([peer.runs.address for peer in stages], machines, self.vocabulary.eog)
-        loaded = load(peers, orders, report)[: len(stages)]
+        self.vocabulary = Vocabulary(plan.target.path)
+        self._resources.callback(self.vocabulary.close)
+        runs = [peer.runs.address for peer in stages]
+        if draft is not None:
+            loading.send(draft, plan.orders(runs, machines, self.vocabulary.eog)[-1])
+        while not cutting.done():
+            loading.poll()
+            if report:
+                cutting.tell(lambda i, *said: report(stages[ours[i] if ours else i].name, *said))
+        if by_hand:
+            plan.target_hash = plan.target.sha256()
+        for peer, order in zip(stages, plan.orders(runs, machines, self.vocabulary.eog), strict=False):
+            loading.send(peer, order)
+        loaded = loading.wait()[: len(stages)]
         self.exact = plan.exact
         self.kv_type = loaded[0].kv_type
         self.threads = [m.threads for m in loaded]

@@ -50,8 +50,8 @@ def opening(what: str) -> Iterator[Report]:
             if doing.get(worker) != now:
                 doing[worker] = now
                 name = "" if worker == "coordinator" else f"{worker}: "
-                progress.reset(tasks[worker], total=max(total, 1), description=f"{name}{now}")
-            progress.update(tasks[worker], completed=done, total=max(total, 1))
+                progress.reset(tasks[worker], total=total or None, description=f"{name}{now}")
+            progress.update(tasks[worker], completed=done, total=total or None)
             progress.update(whole, description=what)
 
         yield report
