@@ -14,6 +14,7 @@ from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.abort import AbortFlag
 from pipeinfer_cpp.llama.graph_nodes import GraphNodes
 from pipeinfer_cpp.llama.library import as_pointer, lib, log_text, start
+from pipeinfer_cpp.llama.residency import release_file_pages
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 """Names of KV cache types and their ggml numbers."""
@@ -56,6 +57,7 @@ class SliceContext:
         self._model = lib.llama_model_load_from_file(str(Path(path)).encode(), model_params)
         if not self._model:
             raise UserError(f"llama.cpp could not load {path}: {log_text(3)}")
+        release_file_pages(path)
         reads, gives = self._meta("reads"), self._meta("gives")
         self.first, self.last = reads is None, gives is None
         self.n_embd: int = lib.llama_model_n_embd(self._model)
