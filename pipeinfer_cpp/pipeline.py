@@ -33,6 +33,8 @@ from pipeinfer_cpp.results import Result, Token
 from pipeinfer_cpp.sampling import Sampling
 
 Report = Callable[[str, str, int, int], None]
+Reading = Callable[[int, int], None]
+"""(tokens read, tokens of the prompt)"""
 LOCAL_S, REMOTE_S = 30.0, 5.0
 """Seconds that a worker has for its first answer, here and on another machine."""
 
@@ -43,8 +45,8 @@ class Generation:
     Leaving the loop early, `cancel()` or an exception ends the generation and keeps the conversation.
     """
 
-    def __init__(self, driver: Driver, turn: Turn) -> None:
-        self._driver, self._turn = driver, turn
+    def __init__(self, driver: Driver, turn: Turn, reading: Reading | None = None) -> None:
+        self._driver, self._turn, self._reading = driver, turn, reading
         self.result: Result | None = None
 
     def __iter__(self) -> Iterator[Token]:
@@ -74,12 +76,20 @@ class Generation:
         return self.result
 
     def _get(self) -> Token | Result | BaseException:
+        n_prompt = len(self._turn.prompt)
         while True:
             try:
-                return self._turn.out.get(timeout=0.5)
+                item = self._turn.out.get(timeout=0.1 if self._reading else 0.5)
             except queue.Empty:
                 if self._driver.failure is not None:
                     raise self._driver.failure from None
+                if self._reading is not None:
+                    self._reading(min(self._turn.read, n_prompt - 1), n_prompt)
+            else:
+                if self._reading is not None:
+                    self._reading(n_prompt, n_prompt)
+                    self._reading = None
+                return item
 
     def _end(self, item: Result | BaseException) -> None:
         if isinstance(item, Result):
@@ -205,10 +215,13 @@ class Pipeline:
         max_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        reading: Reading | None = None,
     ) -> Generation:
         """Begin a generation behind the prompt: text, or token ids as they are.
 
         What the stages still hold of an earlier prompt with the same beginning is not computed again.
+        `reading` is told how many of the prompt's tokens are read, now and then until the first token comes, and
+        that all are.
         Raises UserError for a prompt that does not fit the context.
         """
         if self.driver.failure is not None:
@@ -229,7 +242,7 @@ class Pipeline:
             raise UserError(f"The prompt has token ids outside of the vocabulary (0 to {self.vocabulary.size - 1}).")
         self.check_grammar(sampling)
         turn = Turn(tuple(tokens), max_tokens, sampling, tuple(stop))
-        generation = _Remembered(self, turn)
+        generation = _Remembered(self, turn, reading)
         self.driver.begin(turn)
         return generation
 
@@ -271,8 +284,8 @@ class Pipeline:
 class _Remembered(Generation):
     """Leaves its result in `Pipeline.last`."""
 
-    def __init__(self, pipeline: Pipeline, turn: Turn) -> None:
-        super().__init__(pipeline.driver, turn)
+    def __init__(self, pipeline: Pipeline, turn: Turn, reading: Reading | None) -> None:
+        super().__init__(pipeline.driver, turn, reading)
         self._pipeline = pipeline
 
     def _end(self, item: Result | BaseException) -> None:
