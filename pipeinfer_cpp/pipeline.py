@@ -33,6 +33,7 @@ from pipeinfer_cpp.results import Result, Token
 from pipeinfer_cpp.sampling import Sampling
 
 Report = Callable[[str, str, int, int], None]
+"""(worker, what it does, done, in all; 0 where that is not known). Called from more than one thread."""
 Reading = Callable[[int, int], None]
 """(tokens read, tokens of the prompt)"""
 LOCAL_S, REMOTE_S = 30.0, 5.0
@@ -135,13 +136,11 @@ class Pipeline:
         peers = [*stages, *([draft] if draft else [])]
         # All of what takes long goes on at the same time: cutting, starting processes, the vocabulary, the draft.
         ours = [i for i, machine in enumerate(machines) if machine is None]
-        cutting = Cutting(plan.target, [plan.ranges[i] for i in ours], hashed=bool(by_hand))
-        self._resources.callback(cutting.close)
         loading = Loading(peers, report)
+        cutting = Cutting(plan.target, [(stages[i].name, plan.ranges[i]) for i in ours], bool(by_hand), report)
+        self._resources.callback(cutting.close)
         for peer in peers:
             if not peer.remote:
-                if report:
-                    report(peer.name, "starting", 0, 0)
                 peer.greet(session, LOCAL_S)
         self.vocabulary = Vocabulary(plan.target.path)
         self._resources.callback(self.vocabulary.close)
@@ -150,8 +149,6 @@ class Pipeline:
             loading.send(draft, plan.orders(runs, machines, self.vocabulary.eog)[-1])
         while not cutting.done():
             loading.poll()
-            if report:
-                cutting.tell(lambda i, *said: report(stages[ours[i] if ours else i].name, *said))
         if by_hand:
             plan.target_hash = plan.target.sha256()
         for peer, order in zip(stages, plan.orders(runs, machines, self.vocabulary.eog), strict=False):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from pipeinfer_cpp.gguf import LayerRange, Source, cached_slices
 
+Report = Callable[[str, str, int, int], None]
+
 
 class _Given(Exception):
     """Nobody waits for it any more."""
@@ -14,11 +16,14 @@ class _Given(Exception):
 
 class Cutting:
     """Makes sure that the cache has the slices, in a thread. The model's hash is known behind it where `hashed` or
-    anything had to be cut."""
+    anything had to be cut. `report` is called from that thread, with a stage's name and what is being done."""
 
-    def __init__(self, source: Source, ranges: Sequence[LayerRange], hashed: bool) -> None:
-        self._source, self._ranges, self._hashed = source, ranges, hashed
-        self._said: dict[int, tuple[str, int, int]] = {}
+    def __init__(
+        self, source: Source, stages: Sequence[tuple[str, LayerRange]], hashed: bool, report: Report | None
+    ) -> None:
+        self._source, self._hashed, self._report = source, hashed, report
+        self._names = [name for name, _ in stages]
+        self._ranges = [layers for _, layers in stages]
         self._error: BaseException | None = None
         self._given_up = False
         self._thread = threading.Thread(target=self._work, name="cutting", daemon=True)
@@ -31,12 +36,6 @@ class Cutting:
         if self._error is not None:
             raise self._error
         return True
-
-    def tell(self, report: Callable[[int, str, int, int], None]) -> None:
-        """How far each slice is, where that has changed: its index, what is done, bytes done, bytes in all."""
-        while self._said:
-            index, said = self._said.popitem()
-            report(index, *said)
 
     def close(self) -> None:
         """Give up what is not finished."""
@@ -59,8 +58,10 @@ class Cutting:
             raise _Given
 
     def _wrote(self, index: int, done: int, total: int) -> None:
-        self._said[index] = "cutting the slice", done, total
+        if self._report:
+            self._report(self._names[index], "cutting the slice", done, total)
 
     def _hash(self, done: int, total: int) -> None:
         self._read(done, total)
-        self._said[0] = "hashing the model", done, total
+        if self._report:
+            self._report("coordinator", "hashing the model", done, total)

@@ -129,6 +129,8 @@ class Loading:
         self._selector = Selector([peer.link for peer in peers])
         self._loaded: dict[Peer, Loaded] = {}
         self._pinged = self._checked = clock()
+        for peer in peers:
+            self._report(peer.name, "starting", 0, 0)
 
     def send(self, peer: Peer, order: Message) -> None:
         """Tell a worker what to load."""
