@@ -104,6 +104,8 @@ class SliceContext:
         seq: NDArray[np.int32],
         wanted: NDArray[np.int8] | None = None,
         hidden: NDArray[np.float32] | None = None,
+        *,
+        only_cells: bool = False,
     ) -> NDArray[np.float32]:
         """Compute the rows; see the class for shapes.
 
@@ -111,10 +113,11 @@ class SliceContext:
         others skip the head. Logits stay valid until the next decode, hidden states are a copy.
         Raises PipeInferError when llama.cpp refuses the rows, and Aborted: the rows left no cells behind then,
         but on a `checkpointed` context the state is half written, and the caller must restore it.
+        `only_cells`: of a slice of one layer, its KV cells are wanted and no result (what it returns is none).
         """
         n = len(pos)
         batch = self._rows.fill(tokens, pos, seq, wanted if self.last else None)
-        self._nodes.arm(hidden)
+        self._nodes.arm(hidden, only_cells=only_cells)
         code = lib.llama_decode(self._ctx, batch)
         if code == 2:
             if not self.checkpointed:
@@ -127,6 +130,8 @@ class SliceContext:
             said = " ".join(log_text(3).split())
             raise PipeInferError(f"llama_decode returned {code} ({reason}) for the rows {rows}; it said: {said}")
         self._nodes.check()
+        if only_cells:
+            return np.empty((0, self.row_width), np.float32)
         if self.last:
             logits = lib.llama_get_logits(self._ctx)
             n_out = n if wanted is None else int(np.count_nonzero(wanted))

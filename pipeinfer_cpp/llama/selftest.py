@@ -37,14 +37,17 @@ def examine(
     depths: Sequence[int] = DEPTHS,
     *,
     compare: bool = True,
+    one_layer: bool = False,
     tick: Tick | None = None,
 ) -> Found:
     """Time runs of 1 to `widest` rows of random tokens (and hidden states) behind a random prefix of each depth.
 
     With `compare` they are held against single rows too, else `safe` is 1. A run of w rows is followed by one of
     the rows behind it, so that its KV cells are seen as well. Depths that do not fit the context are left out.
+    Of `one_layer` the prefix needs its KV cells only.
     """
-    bench = _Bench(ctx, widest, [d for d in sorted(depths) if d + widest + 1 <= ctx.n_ctx])
+    fitting = [d for d in sorted(depths) if d + widest + 1 <= ctx.n_ctx]
+    bench = _Bench(ctx, widest, fitting, only_cells=one_layer and not ctx.checkpointed)
     for i, depth in enumerate(bench.depths):
         if compare or i == 0:
             bench.advance(depth)
@@ -66,8 +69,8 @@ def examine(
 class _Bench:
     """Rows at a position that the context can be brought back to."""
 
-    def __init__(self, ctx: SliceContext, widest: int, depths: Sequence[int]) -> None:
-        self._ctx, self.depths = ctx, depths
+    def __init__(self, ctx: SliceContext, widest: int, depths: Sequence[int], only_cells: bool) -> None:
+        self._ctx, self.depths, self._only_cells = ctx, depths, only_cells
         self.widest = widest
         """What is tested: it becomes less where a width differs."""
         assert depths, "no depth fits the context"
@@ -84,7 +87,7 @@ class _Bench:
         """Cache the rows up to `depth`: it is what `back` leads to from now on."""
         self.back()
         for at in range(self._depth, depth, self._ctx.n_ubatch):
-            self._decode(at, min(at + self._ctx.n_ubatch, depth), wanted=False)
+            self._decode(at, min(at + self._ctx.n_ubatch, depth), prefix=True)
         self._depth = depth
         if self._checkpoints:
             self._checkpoints.save(0)
@@ -137,13 +140,14 @@ class _Bench:
         self.seconds[width] = min(seconds, self.seconds.get(width, seconds))
         return out
 
-    def _decode(self, a: int, b: int, wanted: bool = True) -> NDArray[np.float32]:
+    def _decode(self, a: int, b: int, prefix: bool = False) -> NDArray[np.float32]:
         out = self._ctx.decode(
             self._tokens[a:b],
             np.arange(a, b, dtype=np.int32),
             np.zeros(b - a, np.int32),
-            np.full(b - a, wanted, np.int8),
+            np.full(b - a, not prefix, np.int8),
             None if self._hidden is None else self._hidden[a:b],
+            only_cells=prefix and self._only_cells,
         )
         return np.array(out)
 

@@ -110,7 +110,9 @@ def _examine(
     with _cut(source, sample) if path is None else contextlib.nullcontext(path) as file:
         ctx = setup.open(file)
         try:
-            return examine(ctx, setup.widest, _depths(sample, setup), compare=setup.exact, tick=tick)
+            one_layer = sample.end - sample.first == 1
+            depths = _depths(sample, setup)
+            return examine(ctx, setup.widest, depths, compare=setup.exact, one_layer=one_layer, tick=tick)
         finally:
             ctx.close()
 
