@@ -14,6 +14,7 @@ from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.abort import AbortFlag
 from pipeinfer_cpp.llama.graph_nodes import GraphNodes
 from pipeinfer_cpp.llama.library import as_pointer, lib, log_text, start
+from pipeinfer_cpp.llama.node_values import NodeValues
 from pipeinfer_cpp.llama.residency import release_file_pages
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
@@ -46,6 +47,7 @@ class SliceContext:
         flash_attn: bool = True,
         n_threads: int = 1,
         n_gpu_layers: int = 0,
+        watched: bool = False,
     ) -> None:
         start()
         self.n_ubatch = n_ubatch
@@ -81,7 +83,7 @@ class SliceContext:
         params.abort_callback = self.abort.predicate
         params.abort_callback_data = self.abort.data
         self._nodes = GraphNodes(reads, gives, self._meta("restored_at"))
-        if reads or gives:
+        if reads or gives or watched:
             params.cb_eval = self._nodes.callback
         self._ctx = lib.llama_init_from_model(self._model, params)
         if not self._ctx:
@@ -167,6 +169,11 @@ class SliceContext:
         buffer = ctypes.create_string_buffer(256)
         size = lib.llama_model_meta_val_str(self._model, f"pipeinfer.slice.{name}".encode(), buffer, len(buffer))
         return buffer.value.decode() if size >= 0 else None
+
+    def watch(self, values: NodeValues | None) -> None:
+        """Keep what the nodes of the following decodes give, too; None: no longer. For contexts made with `watched`,
+        and slices."""
+        self._nodes.watch(values)
 
     def set_threads(self, n_threads: int) -> None:
         lib.llama_set_n_threads(self._ctx, n_threads, n_threads)

@@ -20,11 +20,11 @@ from pipeinfer_cpp.gguf.kinds import Sample, samples_of
 from pipeinfer_cpp.gguf.writer import write_slices
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import library_build
-from pipeinfer_cpp.llama.selftest import DEPTHS, Found, examine
+from pipeinfer_cpp.llama.selftest import BEHIND, DEPTHS, Found, examine
 from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.versions import cpu_name
 
-VERSION = 2
+VERSION = 3
 PATIENCE = 60.0
 """Seconds that another process may take for a sample before this one looks itself."""
 
@@ -47,10 +47,10 @@ class Setup:
     @property
     def depths(self) -> tuple[int, ...]:
         """Those that the stage can reach."""
-        return tuple(d for d in DEPTHS if d + self.widest + 1 <= self.n_ctx) or DEPTHS[:1]
+        return tuple(d for d in DEPTHS if d + self.widest + BEHIND <= self.n_ctx) or DEPTHS[:1]
 
     def open(self, path: str) -> SliceContext:
-        n_ctx = -(-(max(self.depths) + self.widest + 1) // 256) * 256
+        n_ctx = -(-(max(self.depths) + self.widest + BEHIND) // 256) * 256
         return SliceContext(
             path,
             n_ctx=n_ctx,
@@ -60,6 +60,7 @@ class Setup:
             flash_attn=self.flash_attn,
             n_threads=self.threads,
             n_gpu_layers=self.gpu_layers,
+            watched=True,
         )
 
 
