@@ -11,10 +11,11 @@ import typer
 from pipeinfer_cpp.cli.common import DEFAULT_PAIR, PipelineOptions, SamplingOptions
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf import Source
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.chat_template import ChatTemplate
-    from pipeinfer_cpp.models import ModelFile
+    from pipeinfer_cpp.models import ModelFile, Pair
     from pipeinfer_cpp.pipeline import Pipeline
 
 
@@ -35,6 +36,8 @@ def chat(
         raise UserError("--max-tokens must be at least 1.")
     if options.pair is not None:
         _offer_to_pull(options.pair, Path(options.models) if options.models else None)
+    elif options.target is not None and Path(options.target).is_file():
+        _template(Source.open(options.target), None)  # said now, not after a minute of loading
 
     from pipeinfer_cpp.cli.chat_session import ChatSession
     from pipeinfer_cpp.cli.chat_settings import ChatSettings
@@ -69,13 +72,18 @@ def template_of(pipeline: Pipeline) -> ChatTemplate:
     from pipeinfer_cpp.chat_template import ChatTemplate
 
     plan, vocabulary = pipeline.plan, pipeline.vocabulary
-    source = plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)
-    if not source:
+    text = _template(plan.target, plan.pair)
+    return ChatTemplate(text, bos=vocabulary.name(vocabulary.bos), eos=vocabulary.name(vocabulary.eos))
+
+
+def _template(target: Source, pair: Pair | None) -> str:
+    text = target.chat_template or (pair.chat_template if pair else None)
+    if not text:
         raise UserError(
-            f"{plan.target.path.name} has no chat template: give its pair a chat_template in models.toml, "
-            "or use `pipeinfer generate`."
+            f"{target.path.name} has no chat template: continue a text with `pipeinfer generate`, "
+            "or give it a pair with a chat_template in models.toml."
         )
-    return ChatTemplate(source, bos=vocabulary.name(vocabulary.bos), eos=vocabulary.name(vocabulary.eos))
+    return text
 
 
 def _offer_to_pull(name: str, models: Path | None) -> None:
