@@ -9,9 +9,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
+
+import msgspec
 
 from pipeinfer_cpp.cachedir import cache_dir
 from pipeinfer_cpp.gguf import LayerRange, Source, slice_plan
@@ -142,8 +144,8 @@ def _cut(source: Source, sample: Sample) -> Iterator[str]:
 
 def _record(sample: Sample, setup: Setup) -> Path:
     """Where a sample's result is kept, by all that it depends on."""
-    parts = (VERSION, sample.signature, setup.kv_type, setup.flash_attn, setup.threads, setup.gpu_layers, setup.widest)
-    parts += (setup.exact, _depths(sample, setup), library_build(), cpu_name(), cores())
+    how = msgspec.json.encode(replace(setup, n_ctx=max(_depths(sample, setup)))).decode()
+    parts = (VERSION, sample.signature, sample.deep, how, library_build(), cpu_name(), cores())
     folder = cache_dir() / "probes"
     folder.mkdir(exist_ok=True)
     return folder / (hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:24] + ".json")
