@@ -52,6 +52,7 @@ class Plan:
     settings: Settings
     exact: bool
     target_hash: str
+    """Told to stages on other machines, which look for their own copy of the model by it; else ""."""
     share: Share
     """What each of the workers on this machine may use of it. With cores to spare they wait for messages
     without sleeping."""
@@ -156,11 +157,8 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
         raise UserError("--exact needs --branches 1, and this pair has more in models.toml.")
     addresses: list[str | None] = [None] * n_stages if isinstance(options.stages, int) else list(options.stages)
     n_local = sum(a is None for a in addresses) + (draft is not None)
-    digest = target.sha256(
-        lambda done, total: report("coordinator", "hashing the model", done, total) if report else None
-    )
     share = Share(cores(), n_local, options.threads)
-    plan = Plan(options, pair, target, draft, ranges, addresses, settings, exact, digest, share, notes)
+    plan = Plan(options, pair, target, draft, ranges, addresses, settings, exact, "", share, notes)
     if options.emulate is not None:
         plan.warnings.append(f"Emulated: nodes and links are as slow as those of {options.emulate.name!r}.")
     return plan
