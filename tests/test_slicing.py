@@ -18,23 +18,21 @@ PROMPT, SINGLE = 24, 4
 
 
 def whole_logits(path: Path, kv_type: str = "f16") -> np.ndarray:
-    return chain_logits([(path, True, True, None)], kv_type)
+    return chain_logits([path], kv_type)
 
 
-def chain_logits(slices: list[tuple[Path, bool, bool, int | None]], kv_type: str = "f16") -> np.ndarray:
-    """float32[PROMPT + SINGLE, n_vocab] of a fixed text through (path, first, last, n_layers) in turn."""
-    contexts = [
-        SliceContext(path, first=first, last=last, n_layer=n, n_ctx=64, n_ubatch=PROMPT, kv_type=kv_type)
-        for path, first, last, n in slices
-    ]
+def chain_logits(slices: list[Path], kv_type: str = "f16") -> np.ndarray:
+    """float32[PROMPT + SINGLE, n_vocab] of a fixed text through the slices in turn."""
+    contexts = [SliceContext(path, n_ctx=64, n_ubatch=PROMPT, kv_type=kv_type) for path in slices]
     tokens = np.random.default_rng(5).integers(3, 250, PROMPT + SINGLE, dtype=np.int32)
     out, at = [], 0
     try:
         for n in [PROMPT] + [1] * SINGLE:
-            rows = tokens[at : at + n]
+            hidden = None
             for context in contexts:
-                rows = context.decode(rows, np.arange(at, at + n, dtype=np.int32), np.zeros(n, np.int32))
-            out.append(rows.copy())
+                pos = np.arange(at, at + n, dtype=np.int32)
+                hidden = context.decode(tokens[at : at + n], pos, np.zeros(n, np.int32), hidden=hidden)
+            out.append(np.array(hidden))
             at += n
     finally:
         for context in contexts:
@@ -42,14 +40,14 @@ def chain_logits(slices: list[tuple[Path, bool, bool, int | None]], kv_type: str
     return np.concatenate(out)
 
 
-def cut(source: Source, folder: Path, cuts: list[int]) -> list[tuple[Path, bool, bool, int | None]]:
-    """Slices between the cuts, as `chain_logits` takes them."""
+def cut(source: Source, folder: Path, cuts: list[int]) -> list[Path]:
+    """Slices between the cuts."""
     slices = []
     for first, end in zip([0, *cuts], [*cuts, source.n_layers], strict=True):
         path = folder / f"slice-{first}-{end}.gguf"
         if not path.exists():
             write_slice(slice_plan(source, first, end), path)
-        slices.append((path, first == 0, end == source.n_layers, end - first))
+        slices.append(path)
     return slices
 
 
@@ -126,7 +124,7 @@ def test_a_slice_without_its_rule_computes_something_else(name: str, tmp_path: P
         ]
         slice_path = tmp_path / f"slice-{first}.gguf"
         write_slice(dataclasses.replace(plan, keys=tuple(keys), tensors=tuple(tensors)), slice_path)
-        slices.append((slice_path, first == 0, end == source.n_layers, end - first))
+        slices.append(slice_path)
     difference = np.abs(whole_logits(path) - chain_logits(slices)).max(axis=1)
     assert difference.max() > 0.5
 

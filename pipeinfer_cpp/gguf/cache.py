@@ -16,7 +16,7 @@ from pipeinfer_cpp.gguf.plan import SlicePlan, slice_plan
 from pipeinfer_cpp.gguf.source import Source
 from pipeinfer_cpp.gguf.writer import write_slice
 
-SLICER_VERSION = 1
+SLICER_VERSION = 2
 """Goes up whenever the same layers of the same source would be written otherwise."""
 
 _SAMPLES, _SAMPLE_BYTES = 128, 4096

@@ -41,6 +41,15 @@ def plan_keys(part: Part, renamed: Mapping[str, str]) -> list[KeyStep]:
     for name, value in (("first_layer", part.first), ("end_layer", part.end), ("of_layers", part.source.n_layers)):
         data = encode_value(_U32, value)
         steps.append(KeyStep(f"pipeinfer.slice.{name}", ADDED, "says what was cut", data=data))
+    if not part.takes_tokens:
+        node = "inp_scaled" if arch == "gemma3" else "embd"
+        data = encode_value(STRING, node)
+        steps.append(KeyStep("pipeinfer.slice.reads", ADDED, "hidden states are written over this node", data=data))
+    if not part.gives_logits:
+        data = encode_value(STRING, f"l_out-{part.n_layers - 1}")
+        steps.append(KeyStep("pipeinfer.slice.gives", ADDED, "hidden states are taken from this node", data=data))
+    data = encode_value(_U32, part.source.n_embd)
+    steps.append(KeyStep("pipeinfer.slice.width", ADDED, "floats in a row of hidden states", data=data))
     return steps
 
 
@@ -74,9 +83,7 @@ def _tokenizer_step(key: Key | None) -> KeyStep:
 
 def _vocab_step(part: Part, key: Key | None) -> KeyStep:
     """Without a vocabulary llama.cpp takes the embedding's number of rows from this key."""
-    n, why = 1, "the placeholder embedding has one row"
-    if part.takes_tokens:
-        n, why = part.source.tensors["token_embd.weight"].shape[1], "bounds the token ids"
+    n, why = part.source.tensors["token_embd.weight"].shape[1], "bounds the token ids"
     action = REWRITTEN if key else ADDED
     return KeyStep(f"{part.rules.name}.vocab_size", action, why, key, encode_value(_U32, n))
 

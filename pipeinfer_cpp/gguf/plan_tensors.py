@@ -28,7 +28,7 @@ def plan_tensors(part: Part) -> list[TensorStep]:
         raise UserError(f"{part.source.path} has no tensor {missing}: fetch a complete model.")
     n_vocab = part.source.tensors[_EMBEDDING].shape[1]
     if not part.takes_tokens:
-        steps.append(_placeholder(_EMBEDDING, part.source.n_embd, n_vocab if part.gives_logits else 1))
+        steps.append(_placeholder(_EMBEDDING, part.source.n_embd, n_vocab))
     elif not part.gives_logits:
         # without one llama.cpp ties the head to the embedding, and repacks a copy of it in memory
         steps.append(_placeholder(_HEAD, part.source.n_embd, n_vocab))

@@ -57,22 +57,12 @@ class Chain:
 
     def __init__(self, source: Source, n_stages: int, n_ctx: int, threads: int, report: Report) -> None:
         self._contexts: list[SliceContext] = []
-        self.width = source.n_embd
         self.max_hidden = 0.0
         ranges = even_split(source.n_layers, n_stages)
-        for i, (first, end) in enumerate(ranges):
+        for first, end in ranges:
             path = cached_slice(source, first, end, progress=lambda done, total: report("cutting", done, total))
-            self._contexts.append(
-                SliceContext(
-                    path,
-                    first=i == 0,
-                    last=i == len(ranges) - 1,
-                    n_layer=end - first,
-                    n_ctx=n_ctx,
-                    n_ubatch=CHUNK,
-                    n_threads=threads,
-                )
-            )
+            self._contexts.append(SliceContext(path, n_ctx=n_ctx, n_ubatch=CHUNK, n_threads=threads))
+        self.width = self._contexts[0].row_width
 
     def logits(self, tokens: Sequence[int], wire: str, begin: int) -> NDArray[np.float32]:
         """float32[len(tokens) - begin, vocabulary]: what the model says behind each token from `begin` on."""
@@ -82,18 +72,19 @@ class Chain:
             context.clear()
         for a in range(0, len(tokens), CHUNK):
             n = min(CHUNK, len(tokens) - a)
-            x: NDArray[np.generic] = np.array(tokens[a : a + n], np.int32)
+            ids = np.array(tokens[a : a + n], np.int32)
             pos, seq = np.arange(a, a + n, dtype=np.int32), np.zeros(n, np.int32)
-            for i, context in enumerate(self._contexts):
-                if i:
-                    hidden = x.astype(np.float32)
-                    self.max_hidden = max(self.max_hidden, float(np.abs(hidden).max()))
+            x: NDArray[np.float32] | None = None
+            for context in self._contexts:
+                if x is not None:
+                    self.max_hidden = max(self.max_hidden, float(np.abs(x).max()))
                     if wire == NUDGE:
-                        x = hidden * (1 + 1e-6 * noise.standard_normal(hidden.shape)).astype(np.float32)
+                        x = x * (1 + 1e-6 * noise.standard_normal(x.shape)).astype(np.float32)
                     else:
                         chosen = codec(wire, self.width)
-                        x = chosen.decode(chosen.encode(hidden), n, self.width)
-                x = context.decode(x, pos, seq)
+                        x = chosen.decode(chosen.encode(x), n, self.width)
+                x = context.decode(ids, pos, seq, hidden=x)
+            assert x is not None
             out.append(x[max(0, begin - a) :].astype(np.float32))
         return np.concatenate(out)
 
@@ -102,9 +93,11 @@ class Chain:
         self.logits(tokens[:-1], "f32", 0)
         text = list(tokens)
         while len(text) < len(tokens) + n:
-            x: NDArray[np.generic] = np.array(text[-1:], np.int32)
+            ids, pos, seq = np.array(text[-1:], np.int32), np.array([len(text) - 1], np.int32), np.zeros(1, np.int32)
+            x: NDArray[np.float32] | None = None
             for context in self._contexts:
-                x = context.decode(x, np.array([len(text) - 1], np.int32), np.zeros(1, np.int32))
+                x = context.decode(ids, pos, seq, hidden=x)
+            assert x is not None
             token = int(x[0].argmax())
             if token in eog:
                 break

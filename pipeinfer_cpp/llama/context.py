@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.abort import AbortFlag
-from pipeinfer_cpp.llama.library import TENSOR_NAME_OFFSET, as_pointer, ggml, lib, log_text, start
+from pipeinfer_cpp.llama.graph_nodes import GraphNodes
+from pipeinfer_cpp.llama.library import as_pointer, lib, log_text, start
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 """Names of KV cache types and their ggml numbers."""
@@ -25,18 +26,18 @@ class Aborted(Exception):
 class SliceContext:
     """One GGUF (a whole model or a slice) with its KV cache.
 
-    `first` slices take token ids, others hidden states `float32[n, n_embd]`; `last` slices return
-    logits `float32[n, n_vocab]`, others hidden states. Rows are given one sequence id each, with
-    consecutive positions in each sequence, at most `n_ubatch` rows at a time.
+    Every one of them takes token ids; a slice that is not the `first` takes the hidden states of the slice
+    before it too, `float32[n, row_width]`. The `last` returns logits `float32[n, n_vocab]`, others hidden
+    states. What a slice is stands in its own metadata (see gguf.plan_keys). Rows are given one sequence id
+    each, with consecutive positions in each sequence, at most `n_ubatch` rows at a time.
+
+    `checkpointed`: its memory cannot give back a part of a sequence, see `llama.checkpoints`.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
-        first: bool = True,
-        last: bool = True,
-        n_layer: int | None = None,
         n_ctx: int = 1024,
         n_seq_max: int = 4,
         n_ubatch: int = 64,
@@ -46,7 +47,7 @@ class SliceContext:
         n_gpu_layers: int = 0,
     ) -> None:
         start()
-        self.first, self.last, self.n_ubatch = first, last, n_ubatch
+        self.n_ubatch = n_ubatch
         self.abort = AbortFlag()
         self._model: Any = None
         self._ctx: Any = None
@@ -55,8 +56,12 @@ class SliceContext:
         self._model = lib.llama_model_load_from_file(str(Path(path)).encode(), model_params)
         if not self._model:
             raise UserError(f"llama.cpp could not load {path}: {log_text(3)}")
-        self.n_layer = n_layer if n_layer is not None else lib.llama_model_n_layer(self._model)
+        reads, gives = self._meta("reads"), self._meta("gives")
+        self.first, self.last = reads is None, gives is None
         self.n_embd: int = lib.llama_model_n_embd(self._model)
+        self.row_width = int(self._meta("width") or self.n_embd)
+        """Floats in a row of hidden states."""
+        self.checkpointed = bool(lib.llama_model_is_hybrid(self._model) or lib.llama_model_is_recurrent(self._model))
         self.vocab = lib.llama_model_get_vocab(self._model)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self.vocab)
         params = lib.llama_context_default_params()
@@ -70,12 +75,12 @@ class SliceContext:
         params.op_offload = n_gpu_layers != 0
         params.no_perf = True
         params.kv_unified = True  # partial seq_cp asserts without it
-        params.swa_full = True  # a sliding cache cannot roll back
+        params.swa_full = True  # a cache that slides cannot roll back
         params.abort_callback = self.abort.predicate
         params.abort_callback_data = self.abort.data
-        if not last:
-            self._tap = _Tap(self.n_layer - 1)
-            params.cb_eval = self._tap.callback
+        self._nodes = GraphNodes(reads, gives, self._meta("restored_at"))
+        if reads or gives:
+            params.cb_eval = self._nodes.callback
         self._ctx = lib.llama_init_from_model(self._model, params)
         if not self._ctx:
             reason = log_text(3)
@@ -83,45 +88,59 @@ class SliceContext:
             raise UserError(f"llama.cpp could not make a context of {n_ctx} tokens for {path}: {reason}")
         self._memory = lib.llama_get_memory(self._ctx)
         self.n_ctx: int = lib.llama_n_ctx(self._ctx)
-        self._rows = _Rows(n_ubatch, 0 if first else self.n_embd)
+        self._rows = _Rows(n_ubatch)
+
+    @property
+    def handle(self) -> Any:
+        """llama.cpp's own context."""
+        return self._ctx
 
     def decode(
         self,
-        inputs: NDArray[Any],
+        tokens: NDArray[np.int32],
         pos: NDArray[np.int32],
         seq: NDArray[np.int32],
         wanted: NDArray[np.int8] | None = None,
+        hidden: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Compute the rows; see the class for shapes.
 
         `wanted` (last slices only) flags with 1 the rows whose logits are returned, in their order;
         others skip the head. Logits stay valid until the next decode, hidden states are a copy.
-        Raises Aborted, or PipeInferError when llama.cpp refuses the rows.
+        Raises PipeInferError when llama.cpp refuses the rows, and Aborted: the rows left no cells behind then,
+        but on a `checkpointed` context the state is half written, and the caller must restore it.
         """
         n = len(pos)
-        batch = self._rows.fill(inputs, pos, seq, wanted)
-        if not self.last:
-            self._tap.arm()
+        batch = self._rows.fill(tokens, pos, seq, wanted if self.last else None)
+        self._nodes.arm(hidden)
         code = lib.llama_decode(self._ctx, batch)
         if code == 2:
-            for s, p in _first_positions(seq, pos).items():
-                self.seq_rm(s, p, -1)
+            if not self.checkpointed:
+                for s, p in _first_positions(seq, pos).items():
+                    self.seq_rm(s, p, -1)
             raise Aborted
         if code != 0:
             reason = {1: "no KV cell is free", -1: "the rows are not valid"}.get(code, "an internal error")
             rows = ", ".join(f"{s}:{p}" for s, p in zip(seq.tolist(), pos.tolist(), strict=True))
             said = " ".join(log_text(3).split())
             raise PipeInferError(f"llama_decode returned {code} ({reason}) for the rows {rows}; it said: {said}")
+        self._nodes.check()
         if self.last:
             logits = lib.llama_get_logits(self._ctx)
             n_out = n if wanted is None else int(np.count_nonzero(wanted))
             if n_out == 0:
                 return np.empty((0, self.n_vocab), np.float32)
             return np.ctypeslib.as_array(logits, shape=(n_out, self.n_vocab))
-        return self._tap.take(n, self.n_embd)
+        return self._nodes.take(n, self.row_width)
 
     def seq_rm(self, seq: int, p0: int, p1: int) -> None:
-        lib.llama_memory_seq_rm(self._memory, seq, p0, p1)
+        """Remove positions [p0, p1) of a sequence (p1 = -1: to its end). Raises PipeInferError where the
+        memory cannot: a part of a recurrent state."""
+        if not lib.llama_memory_seq_rm(self._memory, seq, p0, p1):
+            raise PipeInferError(
+                f"llama.cpp could not remove positions {p0} to {p1} of sequence {seq}, which holds "
+                f"{self.seq_span(seq)}: this model's state cannot be taken back in part."
+            )
 
     def seq_cp(self, src: int, dst: int, p0: int, p1: int) -> None:
         lib.llama_memory_seq_cp(self._memory, src, dst, p0, p1)
@@ -135,6 +154,12 @@ class SliceContext:
 
     def clear(self) -> None:
         lib.llama_memory_clear(self._memory, False)
+
+    def _meta(self, name: str) -> str | None:
+        """A key of the slice's own metadata, None where it is not there."""
+        buffer = ctypes.create_string_buffer(256)
+        size = lib.llama_model_meta_val_str(self._model, f"pipeinfer.slice.{name}".encode(), buffer, len(buffer))
+        return buffer.value.decode() if size >= 0 else None
 
     def set_threads(self, n_threads: int) -> None:
         lib.llama_set_n_threads(self._ctx, n_threads, n_threads)
@@ -158,9 +183,8 @@ def _first_positions(seq: NDArray[np.int32], pos: NDArray[np.int32]) -> dict[int
 class _Rows:
     """A llama_batch over arrays of our own, made once."""
 
-    def __init__(self, n_max: int, n_embd: int) -> None:
+    def __init__(self, n_max: int) -> None:
         self._token = np.zeros(n_max, np.int32)
-        self._embd = np.zeros((n_max, n_embd), np.float32)
         self._pos = np.zeros(n_max, np.int32)
         self._seq = np.zeros(n_max, np.int32)
         self._n_seq = np.ones(n_max, np.int32)
@@ -171,8 +195,8 @@ class _Rows:
         )
         self._batch = lib.llama_batch(
             0,
-            as_pointer(self._token, ctypes.c_int32) if not n_embd else None,
-            as_pointer(self._embd, ctypes.c_float) if n_embd else None,
+            as_pointer(self._token, ctypes.c_int32),
+            None,
             as_pointer(self._pos, ctypes.c_int32),
             as_pointer(self._n_seq, ctypes.c_int32),
             ctypes.cast(self._seq_pointers, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
@@ -180,52 +204,18 @@ class _Rows:
         )
 
     def fill(
-        self, inputs: NDArray[Any], pos: NDArray[np.int32], seq: NDArray[np.int32], wanted: NDArray[np.int8] | None
+        self,
+        tokens: NDArray[np.int32],
+        pos: NDArray[np.int32],
+        seq: NDArray[np.int32],
+        wanted: NDArray[np.int8] | None,
     ) -> Any:
         n = len(pos)
         if not 0 < n <= len(self._pos):
             raise ValueError(f"{n} rows in a batch of at most {len(self._pos)}")
-        if self._embd.size:
-            self._embd[:n] = inputs
-        else:
-            self._token[:n] = inputs
+        self._token[:n] = tokens
         self._pos[:n] = pos
         self._seq[:n] = seq
         self._flag[:n] = 1 if wanted is None else wanted
         self._batch.n_tokens = n
         return self._batch
-
-
-class _Tap:
-    """Takes the residual stream behind the last layer (the tensor `l_out-<n>`) out of the graph.
-
-    Stopping there skips the final norm and head. The callback runs once a node: it compares
-    eight bytes of the name, nothing more.
-    """
-
-    def __init__(self, layer: int) -> None:
-        name = f"l_out-{layer}".encode() + b"\0"
-        size, at = len(name), TENSOR_NAME_OFFSET
-        string_at = ctypes.string_at
-        state: dict[str, int] = {"tensor": 0}
-        self._state = state
-
-        def callback(tensor: int, ask: bool, _data: Any) -> bool:
-            if ask:
-                return string_at(tensor + at, size) == name
-            state["tensor"] = tensor
-            return False
-
-        self.callback = lib.ggml_backend_sched_eval_callback(callback)
-        self._name = name[:-1]
-
-    def arm(self) -> None:
-        self._state["tensor"] = 0
-
-    def take(self, n: int, n_embd: int) -> NDArray[np.float32]:
-        tensor = self._state["tensor"]
-        if not tensor or ggml().ggml_nelements(tensor) != n * n_embd:
-            raise PipeInferError(f"This llama.cpp names no tensor {self._name.decode()}: install the pinned version.")
-        out = np.empty((n, n_embd), np.float32)
-        ggml().ggml_backend_tensor_get(tensor, out.ctypes.data, 0, out.nbytes)
-        return out

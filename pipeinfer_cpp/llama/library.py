@@ -48,6 +48,10 @@ def ggml() -> ctypes.CDLL:
     base.ggml_get_name.argtypes = [ctypes.c_void_p]
     base.ggml_backend_tensor_get.restype = None
     base.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    base.ggml_backend_tensor_set.restype = None
+    base.ggml_backend_tensor_set.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    base.ggml_nbytes.restype = ctypes.c_size_t
+    base.ggml_nbytes.argtypes = [ctypes.c_void_p]
     base.ggml_nelements.restype = ctypes.c_int64
     base.ggml_nelements.argtypes = [ctypes.c_void_p]
     return base

@@ -73,9 +73,11 @@ def _rows(ctx: SliceContext, n: int, seed: int) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     if ctx.first:
         return rng.integers(0, ctx.n_vocab, n).astype(np.int32)
-    return rng.standard_normal((n, ctx.n_embd)).astype(np.float32)
+    return rng.standard_normal((n, ctx.row_width)).astype(np.float32)
 
 
 def _decode(ctx: SliceContext, rows: NDArray[Any], a: int, b: int) -> NDArray[np.float32]:
-    out = ctx.decode(rows[a:b], np.arange(a, b, dtype=np.int32), np.zeros(b - a, np.int32))
-    return np.array(out)
+    pos, seq = np.arange(a, b, dtype=np.int32), np.zeros(b - a, np.int32)
+    if ctx.first:
+        return np.array(ctx.decode(rows[a:b], pos, seq))
+    return np.array(ctx.decode(seq, pos, seq, hidden=rows[a:b]))

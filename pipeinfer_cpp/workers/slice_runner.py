@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +47,7 @@ class SliceRunner:
         self._cut_short = threading.Event()
         self._samplers = PathSamplers(context.vocab, context.n_vocab) if self.last else None
         self._n_seq = options.n_seq
-        self._wire = codec(load.wire_in, context.n_embd)
+        self._wire = codec(load.wire_in, context.row_width)
         setup = f"{kv_type}|{options.flash_attn}|{options.threads}|{options.gpu_layers}|{load.first}-{load.end}"
         try:
             curve, safe = probe(context, load.model.sha256, setup, load.max_rows, load.exact, report)
@@ -117,16 +116,15 @@ class SliceRunner:
         rows = run.rows
         pos = np.array([r.pos for r in rows], np.int32)
         seq = np.array([r.seq for r in rows], np.int32)
-        inputs: NDArray[Any]
-        if self.first:
-            inputs = np.array([r.token for r in rows], np.int32)
-        else:
-            width = self._ctx.n_embd
+        tokens = np.array([r.token for r in rows], np.int32)
+        hidden: NDArray[np.float32] | None = None
+        if not self.first:
+            width = self._ctx.row_width
             if payload is None or payload.nbytes != len(rows) * self._wire.row_bytes(width):
                 raise UserError(f"Run {run.id} came without its hidden states: is the stage before it the same model?")
-            inputs = self._wire.decode(payload, len(rows), width)
+            hidden = self._wire.decode(payload, len(rows), width)
         wanted = np.array([r.draw for r in rows], np.int8) if self.last else None
-        out = self._ctx.decode(inputs, pos, seq, wanted)
+        out = self._ctx.decode(tokens, pos, seq, wanted, hidden)
         if self._stretch:
             left = began + self._stretch(len(rows)) - time.monotonic()
             if left > 0 and self._cut_short.wait(left):
@@ -158,9 +156,6 @@ def _open(load: LoadSlice, path: str) -> tuple[str, SliceContext]:
         try:
             return kv_type, SliceContext(
                 path,
-                first=load.index == 0,
-                last=load.index == load.n_stages - 1,
-                n_layer=load.end - load.first,
                 n_ctx=options.n_ctx,
                 n_seq_max=options.n_seq,
                 n_ubatch=options.chunk,
