@@ -134,7 +134,17 @@ class Pipeline:
         self.threads = [m.threads for m in loaded]
         """Of each stage."""
         safe = min(m.safe_width for m in loaded) if plan.exact else plan.settings.max_rows
-        self.settings = replace(plan.settings, max_rows=min(safe, plan.settings.max_rows), eog=self.vocabulary.eog)
+        checkpoints = any(m.checkpointed for m in loaded)
+        if checkpoints and plan.settings.branches > 1:
+            raise UserError(
+                f"{plan.target.name} keeps a state that cannot be branched: use --branches 1 with it."
+            )
+        self.settings = replace(
+            plan.settings,
+            max_rows=min(safe, plan.settings.max_rows),
+            eog=self.vocabulary.eog,
+            checkpoints=checkpoints,
+        )
         self.last: Result | None = None
         self.driver = Driver(
             network,

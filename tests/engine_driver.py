@@ -75,10 +75,25 @@ class ChaosStage:
     current: tuple[Run, bool] | None = None
     ready: deque[ev.StageReady] = field(default_factory=deque)
     peak: int = 0
+    state: History | None = ()
+    """What a recurrent model has read; None when an aborted decode left it half written."""
+    slots: dict[int, History | None] = field(default_factory=dict)
+    recurrent: bool = False
 
     def begin(self) -> None:
         run, dead = self.inbox.popleft()
         for op in run.ops:
+            if op.kind == "snapshot":
+                self.slots[op.src] = self.state
+                continue
+            if op.kind == "restore":
+                self.state = self.slots[op.src]
+                assert self.state is not None and len(self.state) == op.p0, f"run {run.id}: {op} finds {self.state}"
+                self.cells = [c for c in self.cells if c.pos < op.p0]
+                continue
+            if self.recurrent:
+                assert op.kind == "rm" and op.p0 == 0, f"run {run.id}: {op} on a state that cannot be taken back"
+                self.state = ()
             end = op.p1 if op.p1 >= 0 else 1 << 40
             for cell in self.cells:
                 if op.p0 <= cell.pos < end:
@@ -93,6 +108,9 @@ class ChaosStage:
         assert self.current is not None
         (run, dead), self.current = self.current, None
         if not dead:
+            if self.recurrent and run.rows:
+                assert self.state is not None and len(self.state) == run.rows[0].pos, f"run {run.id}: {self.state}"
+                self.state += tuple(row.token for row in run.rows)
             for row in run.rows:
                 past = sorted(c.pos for c in self.cells if row.seq in c.seqs)
                 assert past == list(range(row.pos)), f"run {run.id}: a row at {row.pos} of {row.seq} sees {past}"
@@ -145,7 +163,7 @@ class Chaos:
     def __init__(self, world: ChaosWorld, settings: Settings, curves: Sequence[CostCurve], rng: random.Random) -> None:
         self.world, self.rng = world, rng
         self.engine = Engine(settings, curves)
-        self.stages = [ChaosStage() for _ in curves]
+        self.stages = [ChaosStage(recurrent=settings.checkpoints) for _ in curves]
         self.draft = ChaosDraft(world)
         self.back: deque[ev.RunDone] = deque()
         self.now = 0.0
@@ -238,7 +256,7 @@ class Chaos:
         runs = stage.cancels.popleft()
         stage.dead.update(runs)
         if stage.current and stage.current[0].id in runs and stage.current[0].rows and self.rng.random() < 0.8:
-            stage.current = stage.current[0], True  # aborted; else it had just ended
+            stage.current, stage.state = (stage.current[0], True), None  # aborted; else it had just ended
 
     def feed(self, event: ev.Event) -> None:
         for action in self.engine.handle(event, self.now):
@@ -250,6 +268,8 @@ class Chaos:
     def _carry_out(self, action: ev.Action) -> None:
         match action:
             case ev.Dispatch(run):
+                settings = self.engine.settings
+                assert len(run.rows) <= (settings.chunk if run.kind == "prefill" else settings.max_rows), "too wide"
                 self.stages[0].inbox.append((run, False))
                 for row in run.rows:
                     if row.node > 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from engine_driver import EOG, VOCABULARY, Chaos, ChaosWorld
@@ -31,13 +31,14 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn, mode: str | None = None) -> Case:
     n_ctx = draw(st.integers(4, 48))
+    checkpoints = draw(st.booleans())
     return Case(
         Settings(
             mode=mode or draw(st.sampled_from(MODES)),
             n_ctx=n_ctx,
             chunk=draw(st.integers(1, 9)),
             max_rows=draw(st.integers(1, 8)),
-            branches=draw(st.integers(1, 4)),
+            branches=1 if checkpoints else draw(st.integers(1, 4)),
             cutoff=draw(st.sampled_from((0.0, 0.1, 0.5))),
             recovery=draw(st.sampled_from((0.0, 0.02, 0.3))),
             decay=draw(st.sampled_from((0.0, 0.01, 0.3))),
@@ -46,6 +47,7 @@ def cases(draw: st.DrawFn, mode: str | None = None) -> Case:
             max_ahead=draw(st.integers(1, 20)),
             eog=frozenset({EOG}),
             ablate=frozenset(draw(st.lists(st.sampled_from(TECHNIQUES), max_size=1))),
+            checkpoints=checkpoints,
         ),
         tuple(
             draw(
@@ -88,6 +90,7 @@ def check(chaos: Chaos, prompt: list[int], whole: list[int]) -> None:
         assert stage.current is None and not stage.inbox
         assert sorted(c.pos for c in stage.cells) == list(range(len(engine.cached)))
         assert all(c.seqs == {0} and c.token == engine.cached[c.pos] for c in stage.cells)
+        assert not stage.recurrent or stage.state == tuple(engine.cached)
     # 6. No stage ran out of cells.
     assert max(s.peak for s in chaos.stages) <= engine.settings.kv_cells(len(chaos.stages))
     # Every draft has exactly one fate.
@@ -155,7 +158,7 @@ def test_one_engine_succeeds_another(case: Case, modes: list[str]) -> None:
         chaos.turn(prompt, case.max_tokens)
         check(chaos, prompt, whole)
         held = case.settings
-        following = Settings(mode, held.n_ctx, held.chunk, held.max_rows, max_ahead=held.max_ahead, eog=held.eog)
+        following = replace(held, mode=mode, branches=1, ablate=frozenset())
         engine = Engine(following, [CostCurve.linear(*c) for c in case.curves])
         engine.succeed(chaos.engine)
         chaos.engine = engine
@@ -226,6 +229,79 @@ def keep_ids(chaos: Chaos) -> None:
 def send_twice(chaos: Chaos) -> None:
     """A node does not remember that it left."""
     chaos.engine.pipe.carry = lambda run, nodes: None  # type: ignore[method-assign]
+
+
+def restore_too_late(chaos: Chaos) -> None:
+    """A miss goes back to the newest state, wrong rows and all."""
+    checkpoints = chaos.engine.checkpoints
+    assert checkpoints is not None
+    original = checkpoints.reach
+    checkpoints.reach = lambda n: max([*checkpoints.positions, original(n)])  # type: ignore[method-assign]
+
+
+def forget_to_replay(chaos: Chaos) -> None:
+    """Accepted rows of the run that missed are not computed again."""
+    original = chaos.engine._truncate
+    chaos.engine._truncate = lambda n: original(n)[:0]  # type: ignore[method-assign]
+
+
+def give_up_early(chaos: Chaos) -> None:
+    """States are given up while a run in flight may still need them."""
+    checkpoints = chaos.engine.checkpoints
+    assert checkpoints is not None
+    checkpoints.settle = lambda pos: checkpoints._drop(checkpoints.positions[:-1])  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("break_it", [restore_too_late, forget_to_replay, give_up_early])
+def test_the_driver_finds_what_is_wrong_with_checkpoints(break_it: Callable[[Chaos], None]) -> None:
+    settings = Settings(n_ctx=64, max_rows=3, checkpoints=True, eog=frozenset({EOG}))
+    for seed in range(30):
+        chaos = Chaos(ChaosWorld(seed, 0.7, 0.0), settings, [CostCurve.linear(0.02)] * 3, random.Random(seed))
+        break_it(chaos)
+        try:
+            chaos.turn([1, 2, 3], 30)
+            check(chaos, [1, 2, 3], chaos.world.text([1, 2, 3], 30, 64))
+        except (AssertionError, EngineError, KeyError, ValueError, IndexError):
+            return
+    pytest.fail("no run showed the fault")
+
+
+def test_states_are_restored_and_rows_replayed_within_few_slots() -> None:
+    """At most width - 1 rows are computed again behind a miss, and slots are as many as runs in flight, and a few."""
+    replayed = restored = 0
+    for seed in range(60):
+        mode = ("async", "sync")[seed % 2]
+        eog = frozenset({EOG})
+        settings = Settings(mode, n_ctx=200, chunk=16, max_rows=2 + seed % 6, checkpoints=True, eog=eog)
+        chaos = Chaos(ChaosWorld(seed, 0.8, 0.0), settings, [CostCurve.linear(0.02)] * 3, random.Random(seed))
+        carry_out = chaos._carry_out
+
+        def count(action: ev.Action, carry_out: Callable[[ev.Action], None] = carry_out) -> None:
+            nonlocal restored
+            if isinstance(action, ev.Dispatch) and action.run.kind != "prefill":
+                restored += any(op.kind == "restore" for op in action.run.ops)
+            carry_out(action)
+
+        chaos._carry_out = count  # type: ignore[method-assign]
+        chaos.turn([1 + i % 5 for i in range(40)], 60)
+        replayed += chaos.engine.stats.replayed
+        assert chaos.engine.checkpoints is not None
+        assert chaos.engine.checkpoints.n_slots <= settings.slots(3)
+    assert restored > 200 and replayed > 200, (restored, replayed)
+
+
+def test_a_turn_begins_at_a_state_that_is_still_kept() -> None:
+    """The same prompt again: all but its last chunk is there. Another end: all but the chunk that differs."""
+    settings = Settings(mode="off", n_ctx=200, chunk=16, checkpoints=True)
+    chaos = Chaos(ChaosWorld(3, 0.8, 0.0), settings, [CostCurve.linear(0.02)] * 2, random.Random(3))
+    prompt = [1 + i % 5 for i in range(40)]
+    chaos.turn(prompt, 10)
+    chaos.turn(prompt, 10)
+    assert chaos.engine.turn.kept == 32
+    chaos.turn([*chaos.engine.turn.tokens, 1, 2, 3], 10)
+    assert chaos.engine.turn.kept == 49
+    chaos.turn(prompt[:35] + [6] * 10, 10)
+    assert chaos.engine.turn.kept == 32
 
 
 @pytest.mark.parametrize("break_it", [skip_removals, cancel_the_living, believe_the_draft, keep_ids, send_twice])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeinfer_cpp.engine import events as ev
+from pipeinfer_cpp.engine.checkpoints import Checkpoints
 from pipeinfer_cpp.engine.costs import CostCurve
 from pipeinfer_cpp.engine.drafts import Drafts
 from pipeinfer_cpp.engine.pacing import Pace
@@ -40,8 +41,11 @@ class Engine:
         self.stats = Stats()
         self.pipe = Pipe(Pace(curves, hop))
         self.pool = SequencePool(settings.branches - 1 if settings.on("multibuffer") else 0)
+        self.checkpoints = Checkpoints() if settings.checkpoints else None
         self.drafts = Drafts(settings)
         self.speculation = Speculation(settings, self.pipe, self.drafts)
+        self._replay: list[Row] = []
+        """Rows behind a restored checkpoint, to be computed again before the root."""
         self._reason = ""
         self._now = 0.0
         self._woken: float | None = None
@@ -51,7 +55,7 @@ class Engine:
         """Take over an idle engine's pipeline: its cached conversation; run and path numbers go on."""
         if other.phase != IDLE:
             raise EngineError(f"the engine to succeed is in {other.phase}")
-        self.cached = other.cached
+        self.cached, self.checkpoints = other.cached, other.checkpoints
         self.pipe.succeed(other.pipe)
         self.drafts.succeed(other.drafts)
 
@@ -60,7 +64,7 @@ class Engine:
         if self.phase != IDLE:
             raise EngineError(f"a conversation to forget while the engine is in {self.phase}")
         self.cached = []
-        self.pipe.ops.append(rm(MAIN, 0))
+        self._truncate(0)
 
     # ------------------------------------------------------------------------------- the one door
 
@@ -97,9 +101,12 @@ class Engine:
         if not 0 < len(tokens) < n_ctx or event.max_tokens < 1:
             raise EngineError(f"{len(tokens)} prompt tokens, {event.max_tokens} to generate, context {n_ctx}")
         self.stats = Stats()
-        self.turn = Turn.begin(tokens, event.max_tokens, n_ctx, self.cached, self.settings.chunk)
+        reach = self.checkpoints.reach if self.checkpoints else lambda n: n
+        self.turn = Turn.begin(tokens, event.max_tokens, n_ctx, self.cached, self.settings.chunk, reach)
         if self.turn.kept < len(self.cached):
-            self.pipe.ops.append(rm(MAIN, self.turn.kept))
+            self._truncate(self.turn.kept)
+        if self.checkpoints:
+            self.checkpoints.begin(self.turn.kept)
         self.tree = Tree(tokens[-1], len(tokens) - 1)
         self.speculation.cutoff.accepted()
         self.speculation.governor.begin()
@@ -132,6 +139,8 @@ class Engine:
         if len(event.draws) != len(wanted):
             story = self.pipe.story(event.run)
             raise EngineError(f"{len(event.draws)} draws for {len(wanted)} rows:\n{story}")
+        if self.checkpoints:
+            self.checkpoints.settle(self.tree.root.pos)
         draws = {row.node: draw for row, draw in zip(wanted, event.draws, strict=True)}
         for node in self.tree.root.subtree():
             if node.run == event.run and node.id in draws:
@@ -168,6 +177,8 @@ class Engine:
                 self._accept(hit)
             else:
                 self._bury(self.tree.replace(token))
+                if self.checkpoints:
+                    self._replay = self._truncate(self.tree.root.pos)
                 self._out += self.drafts.miss(self.tree.root)
             if self.turn.full:
                 self._finish("length", len(self.turn.tokens) - 1)
@@ -194,7 +205,9 @@ class Engine:
     def _bury(self, dead: list[Node]) -> None:
         """Free what dead nodes held, cancel the runs that carry nothing else."""
         self.stats.wasted += len(dead)
-        self.pipe.ops += self.pool.bury(dead, self.tree.root)
+        removals = self.pool.bury(dead, self.tree.root)
+        if not self.checkpoints:
+            self.pipe.ops += removals
         self.pipe.lose(dead)
         if dead:
             self._cancel()
@@ -214,11 +227,24 @@ class Engine:
         self._cancel()
         self.turn.chunks.clear()
         self.cached = self.turn.tokens[:cached]
-        self.pipe.ops.append(rm(MAIN, cached))
+        again = self._truncate(cached)
+        self._replay = []
         self._reason = reason
         self.phase = DRAIN
         self._out += self.drafts.stop()
+        for at in range(0, len(again), self.settings.max_rows):
+            self._send("replay", again[at : at + self.settings.max_rows])
         self._send("end", [])
+
+    def _truncate(self, n: int) -> list[Row]:
+        """Every stage goes back to the first `n` positions of the canonical sequence, with the next header.
+        Returns the rows that must be computed again for that: none where a part of a sequence can be removed."""
+        if self.checkpoints is None:
+            self.pipe.ops.append(rm(MAIN, n))
+            return []
+        ops, at = self.checkpoints.rewind(n)
+        self.pipe.ops += ops
+        return [Row(self.turn.tokens[pos], pos, MAIN, -1, -1, False) for pos in range(at, n)]
 
     # ----------------------------------------------------------------------------------- dispatch
 
@@ -228,7 +254,8 @@ class Engine:
             self._prefill()
         if self.phase == DECODE:
             if self.tree.root.run is None:
-                self._dispatch(self.speculation.root_run(self.tree, self.turn.last_row), speculative=False)
+                nodes = self.speculation.root_run(self.tree, self.turn.last_row, len(self._replay))
+                self._dispatch(nodes, speculative=False)
             nodes, wake = self.speculation.next_run(self.tree, self.turn.last_row, self._now)
             self._dispatch(nodes, speculative=True)
             if wake is not None:
@@ -241,7 +268,8 @@ class Engine:
         """Chunk k is at stage 0 while chunk k-1 is at stage 1: two more than stages are under way."""
         turn = self.turn
         while turn.chunks and len(self.pipe) < self.pipe.n_stages + 2:
-            run = self._send("prefill", turn.next_chunk(self.tree.root))
+            begins = turn.chunks[0][0] == turn.kept or len(turn.chunks) == 1
+            run = self._send("prefill", turn.next_chunk(self.tree.root), pin=begins)
             if not turn.chunks:
                 self.tree.root.run = run
                 self.phase = DECODE
@@ -254,12 +282,18 @@ class Engine:
             if parent is not None and node.seq not in (MAIN, parent.seq):
                 self.pipe.ops.append(cp(parent.seq, node.seq, 0, node.pos))
         rows = [Row(node.token, node.pos, node.seq, node.id, node.parent_id, True) for node in nodes]
+        rows, self._replay = self._replay + rows, []
         self.pipe.carry(self._send("decode", rows, speculative), nodes)
 
-    def _send(self, kind: str, rows: list[Row], speculative: bool = False) -> int:
+    def _send(self, kind: str, rows: list[Row], speculative: bool = False, pin: bool = False) -> int:
+        if self.checkpoints and rows:
+            # Within a prompt nothing goes back but to where a turn may begin.
+            keep = pin or kind != "prefill"
+            self.pipe.ops += self.checkpoints.send(rows[0].pos, len(rows), keep=keep, pin=pin)
         run = self.pipe.send(kind, rows, self.tree.root.id, self._now, speculative=speculative)
         self.stats.sent += 1
         self.stats.rows += len(rows)
+        self.stats.replayed += sum(row.node < 0 for row in rows) if kind != "prefill" else 0
         self._out.append(ev.Dispatch(run))
         return run.id
 

@@ -44,8 +44,8 @@ class Pipe:
         run = Run(self._next, kind, tuple(self.ops), tuple(rows), final)
         self._next += 1
         self.ops.clear()
-        # Chunks and `end` headers die with their turn, not with a row.
-        alive = len(rows) if kind == "decode" else 1
+        # Chunks and `end` headers die with their turn, not with a row; rows without a node live with the root.
+        alive = sum(row.node >= 0 for row in rows) if kind == "decode" else 1
         self.in_flight[run.id] = InFlight(run, speculative, now, alive)
         self.pace.sent(run.id, len(rows), now)
         self._tell(run.id, now, f"{kind} of {len(rows)} rows from {rows[0].pos if rows else '-'}")

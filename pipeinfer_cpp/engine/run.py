@@ -23,7 +23,8 @@ class Row(NamedTuple):
 class Run:
     """A run header. `final` is the last final node: the sampler's checkpoint.
 
-    `kind` is `prefill` (a chunk of the prompt), `decode`, or `end` (operations only: the turn is over).
+    `kind` is `prefill` (a chunk of the prompt), `decode`, `replay` (rows behind a restored checkpoint, at a turn's
+    end), or `end` (operations only: the turn is over).
     """
 
     id: int

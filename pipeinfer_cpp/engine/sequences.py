@@ -15,7 +15,8 @@ class Op(NamedTuple):
     """One KV operation, applied by every stage in the order of the headers, also on dead runs.
 
     `rm` removes positions [p0, p1) of `seq`; `cp` gives `seq` the cells of `src` there. p1 = -1 is
-    "to the end".
+    "to the end". Where no part of a sequence can be removed (see `checkpoints`): `snapshot` keeps its state, which
+    stands before position p0, in the slot `src`; `restore` takes it from there and removes all cells from p0 on.
     """
 
     kind: str
@@ -31,6 +32,14 @@ def rm(seq: int, p0: int) -> Op:
 
 def cp(src: int, seq: int, p0: int, p1: int) -> Op:
     return Op("cp", seq, p0, p1, src)
+
+
+def snapshot(slot: int, pos: int) -> Op:
+    return Op("snapshot", MAIN, pos, -1, slot)
+
+
+def restore(slot: int, pos: int) -> Op:
+    return Op("restore", MAIN, pos, -1, slot)
 
 
 class SequencePool:

@@ -16,7 +16,8 @@ class Settings:
     run (the exact mode's limit goes in here). branches: paths of the token tree. cutoff, recovery,
     decay: see `policy.Cutoff`. split: the draft's second choice becomes a branch from this probability.
     max_ahead: drafted tokens beyond the root. eog: token ids that end a generation. ablate: techniques
-    switched off, see TECHNIQUES.
+    switched off, see TECHNIQUES. checkpoints: the stages cannot remove a part of a sequence (recurrent and
+    hybrid models, see `checkpoints`); needs branches = 1.
     """
 
     mode: str = "async"
@@ -32,6 +33,7 @@ class Settings:
     max_ahead: int = 64
     eog: frozenset[int] = frozenset()
     ablate: frozenset[str] = frozenset()
+    checkpoints: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -40,9 +42,17 @@ class Settings:
         if unknown:
             raise ValueError(f"technique {min(unknown)!r} is not one of {', '.join(TECHNIQUES)}")
 
+        if self.checkpoints and self.branches > 1:
+            raise ValueError("a state that is restored from checkpoints has one branch")
+
     def on(self, technique: str) -> bool:
         return technique not in self.ablate
 
     def kv_cells(self, n_stages: int) -> int:
         """KV cells a stage needs: the context, runs in flight, and side branches."""
         return self.n_ctx + (3 * n_stages + 2) * self.max_rows + self.branches * self.max_ahead
+
+    def slots(self, n_stages: int) -> int:
+        """States that a stage keeps at most, with `checkpoints`: one for each run in flight and before the oldest,
+        and where the last turns began."""
+        return 3 * n_stages + 2 + 6

@@ -23,17 +23,18 @@ class Speculation:
     def speculates(self) -> bool:
         return self._settings.mode != "off" and self._drafts.alive and self.governor.speculate
 
-    def root_run(self, tree: Tree, last_row: int) -> list[Node]:
-        """The run that carries the root, with the drafts known below it; empty while it must wait."""
+    def root_run(self, tree: Tree, last_row: int, replay: int = 0) -> list[Node]:
+        """The run that carries the root, behind `replay` rows that are computed again, with the drafts known
+        below it; empty while it must wait."""
         settings, root = self._settings, tree.root
         if not settings.on("multibuffer") and self._pipe.in_flight:
             return []  # one sequence: what is dead in it must be out of the pipe first
         if settings.mode == "async":
-            return self._select(tree, last_row) if self.speculates else [root]
+            return self._select(tree, last_row, replay) if self.speculates else [root]
         if settings.mode == "off" or not self._drafts.alive:
             return [root]
         known = [node for node in root.subtree() if node.pos <= last_row]
-        whole = 1 + max(min(self._sync_length, last_row - root.pos), 0)
+        whole = 1 + max(min(self._sync_length, last_row - root.pos, settings.max_rows - 1 - replay), 0)
         if len(known) < whole and known[-1].token not in settings.eog:
             return []  # the draft is not complete
         return [node for node in known if node.token not in settings.eog][:whole]
@@ -74,13 +75,13 @@ class Speculation:
             return min(max(node.pos for node in tree.root.subtree()) + 1, last_row)
         return min(root + self._drafts.ahead(self._pace.latency(1)), last_row)
 
-    def _select(self, tree: Tree, last_row: int) -> list[Node]:
+    def _select(self, tree: Tree, last_row: int, replay: int = 0) -> list[Node]:
         return select(
             tree.root,
             pace=self._pace,
             calibration=self.calibration,
             level=self.cutoff.level,
-            max_rows=self._settings.max_rows,
+            max_rows=self._settings.max_rows - replay,
             last_row=last_row,
             eog=self._settings.eog,
         )

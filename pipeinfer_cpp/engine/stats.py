@@ -22,6 +22,8 @@ class Stats:
     sent: int = 0
     cancelled: int = 0
     rows: int = 0
+    replayed: int = 0
+    """Of the rows, those that were computed again behind a restored checkpoint."""
     flight_seconds: float = 0.0
     decode_seconds: float = 0.0
 

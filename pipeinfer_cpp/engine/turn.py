@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipeinfer_cpp.engine.run import Row
@@ -24,10 +24,21 @@ class Turn:
     chunks: deque[tuple[int, int]] = field(default_factory=deque)
 
     @classmethod
-    def begin(cls, tokens: Sequence[int], max_tokens: int, n_ctx: int, cached: Sequence[int], chunk: int) -> Turn:
-        """Keep what is cached of the prompt, but for its last token: that one must give a draw."""
+    def begin(
+        cls,
+        tokens: Sequence[int],
+        max_tokens: int,
+        n_ctx: int,
+        cached: Sequence[int],
+        chunk: int,
+        reach: Callable[[int], int] = lambda n: n,
+    ) -> Turn:
+        """Keep what is cached of the prompt, but for its last token: that one must give a draw.
+
+        `reach(n)` is the last position up to n that the stages can go back to.
+        """
         n = len(tokens)
-        kept = min(_common(cached, tokens), n - 1)
+        kept = reach(min(_common(cached, tokens), n - 1))
         chunks = deque((a, min(a + chunk, n)) for a in range(kept, n, chunk))
         return cls(list(tokens), n, max_tokens, n_ctx, kept, chunks)
 

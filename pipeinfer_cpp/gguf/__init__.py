@@ -1,7 +1,8 @@
 """Reading, checking and cutting GGUF models. Start with `Source.open`, then `cached_slice`."""
 
-from pipeinfer_cpp.gguf.architectures import SUPPORTED
+from pipeinfer_cpp.gguf.architectures import SUPPORTED, needs_checkpoints
 from pipeinfer_cpp.gguf.cache import SLICER_VERSION, cached_slice, is_intact
+from pipeinfer_cpp.gguf.cuts import Cuts, check_split, fit_split, text_of
 from pipeinfer_cpp.gguf.inflate import write_inflated
 from pipeinfer_cpp.gguf.inflate_plan import Inflation, inflation
 from pipeinfer_cpp.gguf.inflate_tensors import real_layers
@@ -19,6 +20,7 @@ __all__ = [
     "REWRITTEN",
     "SLICER_VERSION",
     "SUPPORTED",
+    "Cuts",
     "Inflation",
     "KeyStep",
     "LayerRange",
@@ -28,14 +30,18 @@ __all__ = [
     "Written",
     "cached_slice",
     "check_pair",
+    "check_split",
     "even_split",
+    "fit_split",
     "inflation",
     "is_intact",
+    "needs_checkpoints",
     "parse_layers",
     "parse_shares",
     "real_layers",
     "slice_plan",
     "split_by_shares",
+    "text_of",
     "write_inflated",
     "write_slice",
 ]

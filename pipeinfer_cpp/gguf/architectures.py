@@ -1,16 +1,13 @@
-"""What each supported architecture needs when its layers are cut apart.
+"""What llama.cpp's code, and no key of a file, says of each architecture.
 
-A rule stands here only when a test shows that chained slices of that architecture equal the whole
-model. Whatever a rule does not name is refused: llama.cpp would load such a slice and compute
-wrongly without a sign.
+The rules that cut a model come from its metadata and are the same for all architectures; this table
+holds the rest, read in llama.cpp's `src/models/`. An architecture that is not in it is tried with the
+defaults: the proof before the first cut tells whether they hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.refusals import why_refused
@@ -19,69 +16,132 @@ from pipeinfer_cpp.gguf.source import Source
 
 @dataclass(frozen=True)
 class Architecture:
-    """The rules of one architecture, all read in llama.cpp's src/models/.
+    """The facts of one architecture.
 
-    `shared_tensors` have no layer number but belong to every layer. `head_tensors` belong to the
-    output head only. `sliding` is true when layers alternate between a sliding window and full
-    attention by a pattern. `q_scale(source, n_layers)` is the factor on the queries where
-    llama.cpp derives it from the number of layers; None where it does not.
+    `reads` is the graph node that layer 0 reads, over which hidden states are written. `gives` is the node behind a
+    layer, `{}` standing for the layer's number. `streams`: the residual stream is `hyper_connection.count` times as
+    wide as an embedding.
+
+    `window_period`: every so many layers one has full attention and the others a sliding window, where the file
+    does not say otherwise (0: only the file says); `window_first_full`: it is the first of them, not the last;
+    `window_by_key`: without the key for the window's size nothing slides; `window_in_each`: llama.cpp ends
+    the process when no layer of a slice has a window.
+
+    `recurrent` tells which layers keep a state that no part can be removed from: "" none, "all" (or a part
+    of each), "interval" all but every `attention_period`-th, "no kv heads" those without any, "ratios" compressed
+    caches. `bare_ffn`: layers with neither KV heads nor a state exist, recognised by their feed-forward length.
+
+    `step`: the code counts layers by this number, so cuts lie at its multiples. `untied_never`: llama.cpp reads no
+    `output.weight`, the head is always the embedding.
     """
 
-    name: str
-    shared_tensors: frozenset[str] = frozenset()
-    head_tensors: frozenset[str] = frozenset({"output.weight", "output.scale", "output.input_scale"})
-    sliding: bool = False
-    q_scale: Callable[[Source, int], float] | None = None
+    name: str = ""
+    reads: str = "embd"
+    gives: str = "l_out-{}"
+    streams: bool = False
+    window_period: int = 0
+    window_first_full: bool = False
+    window_by_key: bool = False
+    window_in_each: bool = False
+    recurrent: str = ""
+    attention_period: int = 0
+    bare_ffn: bool = False
+    step: int = 1
+    untied_never: bool = False
 
 
-def _gemma3_q_scale(source: Source, n_layers: int) -> float:
-    """gemma3.cpp: the 27B model is recognised by its 62 layers, and scales by n_embd / n_head."""
-    heads = source.get("{arch}.attention.head_count")
-    n_head = heads[0] if isinstance(heads, list) and heads else heads
-    if not isinstance(n_head, int) or not 0 < n_head <= source.n_embd:
-        raise UserError(f"{source.path} is damaged: its number of attention heads makes no sense; fetch it again.")
-    head_size = source.get("{arch}.attention.key_length", source.n_embd // n_head)
-    return float(np.float32(1) / np.sqrt(np.float32(source.n_embd // n_head if n_layers == 62 else head_size)))
-
-
-_ROPE = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
-_HEAD = Architecture("").head_tensors
-
-SUPPORTED = {
-    rules.name: rules
-    for rules in (
-        Architecture("llama", shared_tensors=_ROPE),
-        Architecture("qwen2", head_tensors=_HEAD | {"output.bias"}),
-        Architecture("qwen3"),
-        Architecture("qwen3moe"),
-        Architecture("gemma3", sliding=True, q_scale=_gemma3_q_scale),
+def _table() -> dict[str, Architecture]:
+    A = Architecture
+    rules = (
+        A("afmoe", reads="inp_embd_scaled", window_period=4, window_by_key=True, step=4),
+        A("bailingmoe3", reads="model.input_embed", recurrent="no kv heads"),
+        A("bitnet", untied_never=True),
+        A("bloom", reads="inp_norm-0"),
+        A("cohere2", window_period=4, window_in_each=True, untied_never=True),
+        A("cohere2moe", window_period=4, window_first_full=True, window_in_each=True),
+        A("command-r", untied_never=True),
+        A("deepseek4", reads="hc_init", gives="l_last-{}", streams=True, recurrent="ratios"),
+        A("dots3note", window_in_each=True),
+        A("exaone-moe", window_period=4, window_in_each=True),
+        A("exaone4", window_period=4, window_by_key=True),
+        A("falcon-h1", recurrent="all"),
+        A("gemma", reads="inp_scaled", untied_never=True),
+        A("gemma2", reads="inp_scaled", window_period=2, window_in_each=True, untied_never=True),
+        A("gemma3", reads="inp_scaled", window_period=6, window_by_key=True),
+        A("gemma4", reads="inp_scaled", window_in_each=True),
+        A("glm5-next", reads="hc_init", streams=True, recurrent="no kv heads"),
+        A("gpt-oss", window_period=2, window_in_each=True),
+        A("gpt2", reads="inpL"),
+        A("granite_swa", window_in_each=True),
+        A("granitehybrid", recurrent="no kv heads"),
+        A("hy_v4", reads="hc_init", streams=True),
+        A("jamba", recurrent="no kv heads"),
+        A("kimi-linear", reads="model.embed_tokens", recurrent="no kv heads"),
+        A("laguna", window_period=4, window_first_full=True, window_by_key=True),
+        A("lfm2", reads="model.embed_tokens", recurrent="no kv heads"),
+        A("lfm2moe", reads="model.embed_tokens", recurrent="no kv heads"),
+        A("llama4", window_period=4, window_in_each=True, step=4),
+        A("mamba", recurrent="all"),
+        A("mamba2", recurrent="all"),
+        A("maple", window_in_each=True),
+        A("mellum", window_period=4, window_by_key=True),
+        A("mimo2", window_in_each=True),
+        A("mpt", reads="inpL"),
+        A("muse-glimmer", reads="embd_norm", window_period=4, window_in_each=True),
+        A("nemotron_h", gives="nemotron_h_block_out-{}", recurrent="no kv heads", bare_ffn=True),
+        A("nemotron_h_moe", gives="nemotron_h_block_out-{}", recurrent="no kv heads", bare_ffn=True),
+        A("olmo2", window_period=4, window_by_key=True),
+        A("openelm", untied_never=True),
+        A("plamo2", reads="embedding_output", gives="ffn_residual-{}", recurrent="no kv heads"),
+        A("plamo3", window_period=8, window_by_key=True),
+        A("plm", untied_never=True),
+        A("qwen35", reads="model.input_embed", recurrent="interval", attention_period=4),
+        A("qwen35moe", reads="model.input_embed", recurrent="interval", attention_period=4),
+        A("qwen3next", reads="model.embed_tokens", recurrent="interval", attention_period=4),
+        A("qwen4exp", "hc_init", "l_last-{}", streams=True, recurrent="interval", attention_period=4),
+        A("smallthinker", window_period=4, window_first_full=True, window_by_key=True, step=4),
+        A("smollm3", step=4),
+        A("spark2_5", window_in_each=True),
+        A("starcoder", reads="inpL"),
+        A("step35", reads="attn_norm_in-0", gives="h_nextn", window_in_each=True),
     )
-}
-"""The architectures that a test proves. llama: also Mistral, Mixtral, TinyLlama, SmolLM2."""
+    return {rule.name: rule for rule in rules}
 
-PER_LAYER_KEYS = frozenset(
-    {
-        "feed_forward_length",
-        "expert_feed_forward_length",
-        "expert_used_count",
-        "attention.head_count",
-        "attention.head_count_kv",
-    }
-)
-"""Keys that llama.cpp reads as one value or as a list of one value a layer (`get_key_or_arr`)."""
 
-SWA_PATTERN, SWA_WINDOW = "attention.sliding_window_pattern", "attention.sliding_window"
+TABLE = _table()
+"""The architectures of which the code says more than the file."""
+
+_BY_DEFAULTS = """
+    arcee apertus arctic baichuan bailingmoe bailingmoe2 chatglm codeshell cogvlm dbrx deci deepseek deepseek2
+    deepseek32 dots1 ernie4_5 ernie4_5-moe exaone falcon glm-dsa glm4 glm4moe gptneox granite granitemoe grok
+    grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder minicpm minimax-m2
+    minimax-m3 mistral3 mistral4 nemotron olmo olmoe orion paddleocr pangu-embedded phi2 phi3 phimoe plamo qwen
+    qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss stablelm starcoder2 xverse
+"""
+
+SUPPORTED = frozenset([*TABLE, *_BY_DEFAULTS.split()]) - {"dots3note", "plm"}
+"""The architectures that a test proves with random weights. llama: also Mistral, Mixtral, TinyLlama, SmolLM2."""
 
 
 def rules_for(source: Source) -> Architecture:
-    """The rules for a source. Raises UserError, with the reason, for an architecture or a variant
-    of one that no test covers."""
+    """The rules for a source. Raises UserError, with the reason, for a model that cannot be cut at all."""
     name = source.architecture
-    if name not in SUPPORTED:
-        known = ", ".join(sorted(SUPPORTED))
-        raise UserError(f"Models of architecture {name!r} cannot be cut: {why_refused(name)} (supported: {known}).")
+    reason = why_refused(name)
+    if reason:
+        raise UserError(f"Models of architecture {name!r} cannot be cut: {reason}.")
     if source.get("{arch}.attention.causal") is False:
         raise UserError(f"{source.path} reads whole texts at once (its attention is not causal): it cannot be cut.")
-    if source.get("{arch}.nextn_predict_layers"):
-        raise UserError(f"{source.path} has layers that predict several tokens at once, which cannot be cut yet.")
-    return SUPPORTED[name]
+    return TABLE.get(name) or Architecture(name)
+
+
+_STATES = ("ssm.conv_kernel", "ssm.state_size", "wkv.head_size", "shortconv.l_cache", "kda.head_dim")
+
+
+def needs_checkpoints(source: Source) -> bool:
+    """Whether a part of a sequence cannot be removed from its cache (recurrent and hybrid models), so that a
+    rejected draft is undone by a checkpoint of the state. Raises what `rules_for` raises."""
+    rules = rules_for(source)
+    if rules.recurrent:
+        return True
+    known = source.architecture in SUPPORTED
+    return not known and any(f"{source.architecture}.{key}" in source.keys for key in _STATES)

@@ -80,6 +80,8 @@ def _check_kind(source: Source) -> None:
         known = ", ".join(INFLATABLE)
         raise UserError(f"{source.path.name}, of architecture {name!r}, is not inflated: {why} (supported: {known}).")
     rules_for(source)
+    if source.n_layers_beyond:
+        raise UserError(f"{source.path} has layers that predict several tokens at once, which no rule inflates.")
     if "pipeinfer.slice.of_layers" in source.keys:
         raise UserError(f"{source.path} is a slice: inflate the whole model instead.")
     if "general.tensor_extra.name" in source.keys:

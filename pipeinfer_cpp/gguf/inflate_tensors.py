@@ -24,7 +24,6 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf.architectures import rules_for
 from pipeinfer_cpp.gguf.encoding import tensor_bytes
 from pipeinfer_cpp.gguf.header import Tensor
 from pipeinfer_cpp.gguf.inflate_sizes import Sizes
@@ -63,11 +62,14 @@ class InflatedTensor(TensorStep):
     repeats: tuple[int, ...] = ()
 
 
+_UNSIZED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
 def axes_of(source: Source, tensor: Tensor, old: Sizes) -> Axes:
     """What the axes of a tensor are, () for one that is copied as it is. Raises UserError for a
     tensor or a shape that no rule covers."""
     layer = _LAYER.fullmatch(tensor.name)
-    if not layer and tensor.name in rules_for(source).shared_tensors:
+    if not layer and tensor.name in _UNSIZED:
         return ()
     axes = _LAYER_AXES.get(layer[2]) if layer else _AXES.get(tensor.name)
     if axes is None or (layer and int(layer[1]) >= old.layers):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.architectures import rules_for
+from pipeinfer_cpp.gguf.cuts import Cuts
 from pipeinfer_cpp.gguf.plan_keys import plan_keys
 from pipeinfer_cpp.gguf.plan_tensors import plan_tensors
 from pipeinfer_cpp.gguf.source import Source
@@ -56,8 +57,8 @@ class SlicePlan:
 def slice_plan(source: Source, first_layer: int, end_layer: int) -> SlicePlan:
     """Plan the slice of layers `[first_layer, end_layer)`.
 
-    Raises UserError for layers that the model does not have, for an architecture that is not
-    supported, and for a key or tensor that its rules do not cover.
+    Raises UserError for layers that the model does not have, for an architecture that cannot be cut, for a slice that
+    llama.cpp would not compute rightly, and for a key that no rule covers.
     """
     rules = rules_for(source)
     n_layers = source.n_layers
@@ -67,6 +68,9 @@ def slice_plan(source: Source, first_layer: int, end_layer: int) -> SlicePlan:
         raise UserError(
             f"{source.path.name} has layers 0-{n_layers - 1}: {first_layer}-{end_layer - 1} is no range of them."
         )
+    refusal = Cuts(source).refusal_of(first_layer, end_layer)
+    if refusal:
+        raise UserError(f"{source.path.name} has no slice of layers {first_layer}-{end_layer - 1}: {refusal}.")
     part = Part(source, rules, first_layer, end_layer)
     tensors = plan_tensors(part)
     renamed = {step.name: step.target for step in tensors if step.origin and step.target}

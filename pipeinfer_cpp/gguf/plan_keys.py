@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gguf import GGUFValueType
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf.architectures import PER_LAYER_KEYS, SWA_PATTERN, SWA_WINDOW
+from pipeinfer_cpp.gguf.code_defaults import written_out
 from pipeinfer_cpp.gguf.encoding import STRING, encode_array, encode_value
 from pipeinfer_cpp.gguf.header import Key
+from pipeinfer_cpp.gguf.layers import SWA_PATTERN, SWA_WINDOW
 from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, KeyStep, Part
 
 _U32, _BOOL = int(GGUFValueType.UINT32), int(GGUFValueType.BOOL)
 _TOKENIZER = "tokenizer.ggml.model"
 _EXTRA_NAMES, _EXTRA_VALUES = "general.tensor_extra.name", "general.tensor_extra.prec_a4"
-_DEFAULT_PERIOD = 6
-"""gemma3.cpp: every sixth layer has full attention, where the file does not say otherwise."""
+
+PER_LAYER = frozenset(
+    {
+        "feed_forward_length",
+        "expert_feed_forward_length",
+        "expert_used_count",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.sliding_window_pattern",
+        "attention.recurrent_layers",
+        "attention.compress_ratios",
+        "attention.indexer.types",
+        "attention.rope_pattern",
+        "swiglu_clamp_exp",
+        "swiglu_clamp_shexp",
+        "deepstack_mapping",
+    }
+)
+"""Keys that llama.cpp reads as a list of one value a layer (or as one value for all)."""
+
+PER_LAYER_OF_ALL = frozenset({"xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps"})
+"""The same, without an architecture's name before them."""
+
+NO_LAYERS = ("rope.dimension_sections", "ple.")
+"""Beginnings of keys whose lists are never one value a layer, however long they are."""
+
+_ALIKE = "holds for every layer"
 
 
 def plan_keys(part: Part, renamed: Mapping[str, str]) -> list[KeyStep]:
@@ -27,30 +53,44 @@ def plan_keys(part: Part, renamed: Mapping[str, str]) -> list[KeyStep]:
     `renamed` maps the source's tensor names to those in the slice, for keys that list tensors.
     """
     steps = [_step(part, key, renamed) for key in part.source.keys.values()]
-    arch = part.rules.name
-    named = {step.name for step in steps if step.action != LEFT_OUT}
     if part.is_whole:
         return steps
-    if not part.gives_logits:
-        if _TOKENIZER not in named:
-            steps.append(_tokenizer_step(None))
-        if f"{arch}.vocab_size" not in named:
-            steps.append(_vocab_step(part, None))
-    if part.rules.sliding and f"{arch}.{SWA_PATTERN}" not in named and f"{arch}.{SWA_WINDOW}" in named:
-        steps.append(_pattern_step(part, None))
-    for name, value in (("first_layer", part.first), ("end_layer", part.end), ("of_layers", part.source.n_layers)):
-        data = encode_value(_U32, value)
-        steps.append(KeyStep(f"pipeinfer.slice.{name}", ADDED, "says what was cut", data=data))
+    named = {step.name for step in steps if step.action != LEFT_OUT}
+    if not part.gives_logits and _TOKENIZER not in named:
+        steps.append(_tokenizer_step(part, None))
+    for name, make in _MADE.items():
+        if f"{part.source.architecture}.{name}" not in named:
+            added = make(part, None)
+            steps += [added] if added else []
+    for name, kind, value, why in written_out(part, named):
+        data = encode_array(kind, value) if isinstance(value, list) else encode_value(kind, value)
+        full = f"{part.source.architecture}.{name}"
+        steps = [step for step in steps if step.name != full]
+        steps.append(_made(full, part.source.keys.get(full), why, data))
+    return steps + _description(part)
+
+
+def _description(part: Part) -> list[KeyStep]:
+    """What the slice says of itself: see `llama.context.SliceContext`."""
+    rules, n = part.rules, part.n_layers
+    width = part.source.n_embd * (int(part.layers.get("hyper_connection.count", 1)) if rules.streams else 1)
+    values: list[tuple[str, int | str, str]] = [
+        ("first_layer", part.first, "says what was cut"),
+        ("end_layer", part.end, "says what was cut"),
+        ("of_layers", part.source.n_layers, "says what was cut"),
+        ("width", width, "floats in a row of hidden states"),
+    ]
     if not part.takes_tokens:
-        node = "inp_scaled" if arch == "gemma3" else "embd"
-        data = encode_value(STRING, node)
-        steps.append(KeyStep("pipeinfer.slice.reads", ADDED, "hidden states are written over this node", data=data))
+        values.append(("reads", rules.reads, "hidden states are written over this node of the graph"))
+        if part.layers.per_layer_input:
+            why = "behind this node the embedding is needed again, for the inputs of each layer"
+            values.append(("restored_at", "attn_out-0", why))
     if not part.gives_logits:
-        data = encode_value(STRING, f"l_out-{part.n_layers - 1}")
-        steps.append(KeyStep("pipeinfer.slice.gives", ADDED, "hidden states are taken from this node", data=data))
-    data = encode_value(_U32, part.source.n_embd)
-    steps.append(KeyStep("pipeinfer.slice.width", ADDED, "floats in a row of hidden states", data=data))
-    return steps
+        values.append(("gives", rules.gives.format(n - 1), "hidden states are taken at this node of the graph"))
+    return [
+        KeyStep(f"pipeinfer.slice.{name}", ADDED, why, data=encode_value(STRING if isinstance(v, str) else _U32, v))
+        for name, v, why in values
+    ]
 
 
 def _step(part: Part, key: Key, renamed: Mapping[str, str]) -> KeyStep:
@@ -62,8 +102,10 @@ def _step(part: Part, key: Key, renamed: Mapping[str, str]) -> KeyStep:
         return _vocabulary_step(part, key)
     if key.name in (_EXTRA_NAMES, _EXTRA_VALUES):
         return _extra_step(part, key, renamed)
+    if key.name in PER_LAYER_OF_ALL:
+        return _list_step(part, key) if key.is_array else KeyStep(key.name, COPIED, _ALIKE, key)
     arch, _, rest = key.name.partition(".")
-    if arch == part.rules.name:
+    if arch == part.source.architecture:
         return _arch_step(part, key, rest)
     return KeyStep(key.name, COPIED, "says nothing of layers", key)
 
@@ -72,78 +114,147 @@ def _vocabulary_step(part: Part, key: Key) -> KeyStep:
     if part.gives_logits:
         return KeyStep(key.name, COPIED, "the sampler and its grammar read the vocabulary", key)
     if key.name == _TOKENIZER:
-        return _tokenizer_step(key)
+        return _tokenizer_step(part, key)
     return KeyStep(key.name, LEFT_OUT, "only the last slice needs the vocabulary", key)
 
 
-def _tokenizer_step(key: Key | None) -> KeyStep:
-    action = REWRITTEN if key else ADDED
-    return KeyStep(_TOKENIZER, action, "no vocabulary here", key, encode_value(STRING, "no_vocab"))
-
-
-def _vocab_step(part: Part, key: Key | None) -> KeyStep:
-    """Without a vocabulary llama.cpp takes the embedding's number of rows from this key."""
-    n, why = part.source.tensors["token_embd.weight"].shape[1], "bounds the token ids"
-    action = REWRITTEN if key else ADDED
-    return KeyStep(f"{part.rules.name}.vocab_size", action, why, key, encode_value(_U32, n))
+def _tokenizer_step(_part: Part, key: Key | None) -> KeyStep:
+    return _made(_TOKENIZER, key, "no vocabulary here", encode_value(STRING, "no_vocab"))
 
 
 def _arch_step(part: Part, key: Key, rest: str) -> KeyStep:
-    n_source = part.source.n_layers
-    if rest == "block_count":
-        return KeyStep(key.name, REWRITTEN, "the slice's layers", key, encode_value(key.kind, part.n_layers))
-    if rest == "vocab_size" and not part.gives_logits:
-        return _vocab_step(part, key)
-    if part.rules.sliding and rest in (SWA_PATTERN, SWA_WINDOW):
-        return _sliding_step(part, key, rest)
-    if key.is_array and rest in PER_LAYER_KEYS:
-        values = key.read()
-        if len(values) != n_source:
-            raise UserError(f"{part.source.path} is damaged: {key.name} has {len(values)} values, not {n_source}.")
-        assert key.item_kind is not None
-        data = encode_array(key.item_kind, values[part.first : part.end])
-        return KeyStep(key.name, REWRITTEN, "one value a layer: those of the slice", key, data)
-    if key.is_array and key.count == n_source:
+    if rest in _MADE:
+        made = _MADE[rest](part, key)
+        if made is not None:
+            return made
+    if rest in _REWRITTEN:
+        return _REWRITTEN[rest](part, key)
+    if rest.startswith("ple.") and not any(part.first <= i < part.end for i in part.layers.with_id_tables):
+        return KeyStep(key.name, LEFT_OUT, "no layer here reads tables by token ids", key)
+    if not key.is_array or rest.startswith(NO_LAYERS):
+        return KeyStep(key.name, COPIED, _ALIKE, key)
+    if rest in PER_LAYER:
+        return _list_step(part, key)
+    if key.count in _lengths(part):
         raise UserError(
-            f"{part.source.path} has a list {key.name} of one value a layer, which the rules for {part.rules.name} "
-            "do not cover: its slices could compute wrongly, so it is not cut."
+            f"{part.source.path} has a list {key.name} of one value a layer, which no rule covers: "
+            "its slices could compute wrongly, so it is not cut."
         )
-    return KeyStep(key.name, COPIED, "holds for every layer", key)
+    return KeyStep(key.name, COPIED, _ALIKE, key)
 
 
-def _sliding_step(part: Part, key: Key, rest: str) -> KeyStep:
-    pattern = sliding_layers(part)
-    if not pattern:
-        return KeyStep(key.name, COPIED, "no sliding window is in use", key)
-    if not any(pattern[part.first : part.end]):
-        return KeyStep(key.name, LEFT_OUT, "no layer here slides, and llama.cpp asserts that one does", key)
-    if rest == SWA_WINDOW:
-        return KeyStep(key.name, COPIED, "holds for every sliding layer", key)
-    return _pattern_step(part, key)
+def _lengths(part: Part) -> tuple[int, int]:
+    return part.source.n_layers, part.source.n_layers + part.source.n_layers_beyond
 
 
-def _pattern_step(part: Part, key: Key | None) -> KeyStep:
-    data = encode_array(_BOOL, sliding_layers(part)[part.first : part.end])
+def _list_step(part: Part, key: Key) -> KeyStep:
+    values = key.read()
+    if len(values) < part.source.n_layers:
+        raise UserError(
+            f"{part.source.path} is damaged: {key.name} has {len(values)} values, not {part.source.n_layers}."
+        )
+    assert key.item_kind is not None
+    data = encode_array(key.item_kind, values[part.within])
+    return KeyStep(key.name, REWRITTEN, "one value a layer: those of the slice", key, data)
+
+
+# Keys that a slice gets even where the source has none. None: the key stays as it is, or is not needed.
+
+
+def _vocab_size(part: Part, key: Key | None) -> KeyStep:
+    n = part.source.tensors["token_embd.weight"].shape[1]
+    return _made(part.source.architecture + ".vocab_size", key, "bounds the token ids", encode_value(_U32, n))
+
+
+def _window_pattern(part: Part, key: Key | None) -> KeyStep | None:
+    windows = part.layers.windows
+    name = f"{part.source.architecture}.{SWA_PATTERN}"
+    if not windows:
+        return None
+    if not any(windows[part.within]) and not part.rules.window_in_each:
+        why = "no layer here slides, and llama.cpp asserts that one does"
+        return KeyStep(name, LEFT_OUT, why, key) if key else None
     why = "the pattern counts from layer 0: written out layer by layer"
-    return KeyStep(f"{part.rules.name}.{SWA_PATTERN}", REWRITTEN if key else ADDED, why, key, data)
+    return _made(name, key, why, encode_array(_BOOL, windows[part.within]))
 
 
-def sliding_layers(part: Part) -> list[bool]:
-    """Which layers of the source have a sliding window; [] where the window is off."""
-    get, n_layers = part.source.get, part.source.n_layers
-    if not get(f"{{arch}}.{SWA_WINDOW}"):
-        return []
-    pattern: Any = get(f"{{arch}}.{SWA_PATTERN}", _DEFAULT_PERIOD)
-    if isinstance(pattern, list):
-        if len(pattern) < n_layers:
-            raise UserError(f"{part.source.path} is damaged: its sliding-window pattern is shorter than its layers.")
-        return [bool(v) for v in pattern[:n_layers]]
-    return [pattern == 0 or i % pattern < pattern - 1 for i in range(n_layers)]
+def _recurrent_layers(part: Part, key: Key | None) -> KeyStep | None:
+    if not part.layers.recurrent:
+        return None
+    values = [int(v) for v in part.layers.recurrent[part.within]]
+    why = "the interval counts from layer 0: written out layer by layer"
+    return _made(f"{part.source.architecture}.attention.recurrent_layers", key, why, encode_array(_U32, values))
+
+
+_MADE: dict[str, Callable[[Part, Key | None], KeyStep | None]] = {
+    "vocab_size": _vocab_size,
+    SWA_PATTERN: _window_pattern,
+    "attention.recurrent_layers": _recurrent_layers,
+}
+
+
+# Keys that change only where the source has them.
+
+
+def _block_count(part: Part, key: Key) -> KeyStep:
+    return _made(key.name, key, "the slice's layers", encode_value(key.kind, part.n_layers))
+
+
+def _zero(why: str) -> Callable[[Part, Key], KeyStep]:
+    return lambda part, key: _made(key.name, key, why, encode_value(key.kind, 0))
+
+
+def _leading(part: Part, key: Key) -> KeyStep:
+    n = min(max(0, int(key.value) - part.first), part.n_layers)
+    return _made(key.name, key, "counts the leading layers: those of the slice", encode_value(key.kind, n))
+
+
+def _interval(part: Part, key: Key) -> KeyStep:
+    if part.layers.recurrent:
+        return KeyStep(key.name, LEFT_OUT, "written out in attention.recurrent_layers", key)
+    return KeyStep(key.name, COPIED, _ALIKE, key)
+
+
+def _window(part: Part, key: Key) -> KeyStep:
+    windows = part.layers.windows
+    if windows and not any(windows[part.within]) and not part.rules.window_in_each:
+        return KeyStep(key.name, LEFT_OUT, "no layer here slides, and llama.cpp asserts that one does", key)
+    return KeyStep(key.name, COPIED, _ALIKE, key)
+
+
+def _id_tables(part: Part, key: Key) -> KeyStep:
+    kept = [i - part.first for i in key.read() if part.first <= i < part.end]
+    if not kept:
+        return KeyStep(key.name, LEFT_OUT, "no layer here reads tables by token ids", key)
+    assert key.item_kind is not None
+    return _made(key.name, key, "numbers of layers: as they are in the slice", encode_array(key.item_kind, kept))
+
+
+def _shared_cache(part: Part, key: Key) -> KeyStep:
+    n = max(0, part.end - max(part.first, part.layers.n_own_cache))
+    return _made(key.name, key, "counts the last layers: those of the slice", encode_value(key.kind, n))
+
+
+_REWRITTEN: dict[str, Callable[[Part, Key], KeyStep]] = {
+    "block_count": _block_count,
+    "nextn_predict_layers": _zero("layers that predict several tokens at once are left out"),
+    "n_deepstack_layers": _zero("pictures are not read, and their rows make the embedding wider"),
+    "leading_dense_block_count": _leading,
+    "hash_layer_count": _leading,
+    "full_attention_interval": _interval,
+    SWA_WINDOW: _window,
+    "ple.layers": _id_tables,
+    "attention.shared_kv_layers": _shared_cache,
+}
+
+
+def _made(name: str, key: Key | None, why: str, data: bytes) -> KeyStep:
+    return KeyStep(name, REWRITTEN if key else ADDED, why, key, data)
 
 
 def _extra_step(part: Part, key: Key, renamed: Mapping[str, str]) -> KeyStep:
     """Two lists of llama.cpp side by side: names of tensors, and a flag for each."""
-    names = part.source.get(_EXTRA_NAMES, [])
+    names: Sequence[str] = part.source.get(_EXTRA_NAMES, [])
     kept = [(renamed[name], i) for i, name in enumerate(names) if name in renamed]
     values: list[Any] = [name for name, _ in kept]
     if key.name == _EXTRA_VALUES:

@@ -1,28 +1,24 @@
-"""Why an architecture that llama.cpp knows is not cut here (yet)."""
+"""The architectures that this build of llama.cpp gives no way to cut, with the reason for each."""
 
 from __future__ import annotations
 
-_REASONS = {
-    "its recurrent state cannot be rolled back after a rejected draft": """
-        mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 arwkv7 jamba falcon-h1 plamo2 granitehybrid lfm2 lfm2moe nemotron_h
-        nemotron_h_moe qwen3next kimi-linear bailingmoe3 kimi-k3 glm5-next qwen35 qwen35moe qwen4exp deepseek4
-        minimax-01""",
-    "its layers read the token ids too, and a later stage gets only hidden states": "gemma3n gemma4",
-    "llama.cpp scales the hidden states that a slice takes in as if they were embeddings": """
-        gemma gemma2 afmoe minicpm minicpm3 granite granitemoe granite_swa graniteswitch grok""",
-    "its layers differ by their number (sliding windows or missing rope), and no tested rule rewrites that pattern": """
-        cohere2 cohere2moe exaone4 exaone-moe gpt-oss laguna llama4 mellum olmo2 phi3 plamo3 smallthinker smollm3""",
-    "its first layers differ from the rest, and no tested rule counts them for a slice": """
-        bailingmoe bailingmoe2 deepseek deepseek2 deepseek2-ocr deepseek32 dots1 ernie4_5-moe glm4moe glm-dsa""",
+REASONS = {
+    "its layers read what several layers before them left behind": "kimi-k3",
+    "its layers share four streams, per-layer inputs and a cache counted from a fixed layer": "gemma3n",
+    "each layer's decay depends on its number among all of them": "minimax-01",
+    "llama.cpp scales each layer by the number of layers, and no key can say another one": "minicpm3",
+    "every layer reads the embedding again": "talkie",
+    "its layers are gone through several times for one token": "hrm_text nanbeige",
+    "every layer reads a value that the first one computed": "rwkv7 arwkv7",
+    "one router layer is read by all others": "graniteswitch",
     "it does not write its text token by token": """
         bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert gemma-embedding
-        llama-embed t5encoder clip wavtokenizer-dec dream llada llada-moe rnd1""",
+        llama-embed t5 t5encoder clip wavtokenizer-dec dream llada llada-moe rnd1 qwen3tts pockettts""",
+    "it only drafts for another model, whose hidden states it reads": "eagle3 dflash gemma4-assistant",
 }
+"""Reasons, as the end of a sentence, and the architectures that each holds for."""
 
 
-def why_refused(architecture: str) -> str:
-    """The reason, as the end of a sentence, why no slice of this architecture is made."""
-    for reason, names in _REASONS.items():
-        if architecture in names.split():
-            return reason
-    return "no test proves that its slices compute what the whole model does"
+def why_refused(architecture: str) -> str | None:
+    """Why no slice of this architecture is made, as the end of a sentence; None where cutting can be tried."""
+    return next((reason for reason, names in REASONS.items() if architecture in names.split()), None)

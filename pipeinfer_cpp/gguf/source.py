@@ -71,7 +71,16 @@ class Source:
 
     @cached_property
     def n_layers(self) -> int:
-        return int(self.get("{arch}.block_count"))
+        """Layers of the trunk: without those behind it that predict several tokens at once."""
+        return int(self.get("{arch}.block_count")) - self.n_layers_beyond
+
+    @cached_property
+    def n_layers_beyond(self) -> int:
+        """Layers behind the trunk, which predict several tokens at once and are never computed here."""
+        n, n_all = int(self.get("{arch}.nextn_predict_layers", 0) or 0), int(self.get("{arch}.block_count"))
+        if self.architecture == "deepseek4" and f"blk.{n_all - n}.nextn.eh_proj.weight" not in self.tensors:
+            return 0
+        return n if 0 <= n < n_all else 0
 
     @cached_property
     def n_embd(self) -> int:

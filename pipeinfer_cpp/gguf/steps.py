@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipeinfer_cpp.gguf.architectures import Architecture
 from pipeinfer_cpp.gguf.header import Key, Tensor
+from pipeinfer_cpp.gguf.layers import Layers
 from pipeinfer_cpp.gguf.source import Source
 
 COPIED, REWRITTEN, LEFT_OUT, ADDED = "copied", "rewritten", "left out", "added"
@@ -19,6 +21,16 @@ class Part:
     rules: Architecture
     first: int
     end: int
+
+    @cached_property
+    def layers(self) -> Layers:
+        """Those of the whole source."""
+        return Layers(self.source, self.rules)
+
+    @property
+    def within(self) -> slice:
+        """Picks this part's out of a list of one value a layer."""
+        return slice(self.first, self.end)
 
     @property
     def n_layers(self) -> int:
@@ -57,11 +69,20 @@ class KeyStep:
 
 
 @dataclass(frozen=True)
+class Stripe:
+    """A part of a tensor's data: of each piece of `row_bytes` the bytes `[start, start + size)`."""
+
+    row_bytes: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
 class TensorStep:
     """What happens to one tensor. `target` is its name in the slice (None when left out).
 
-    Its bytes come from `origin`, or where it is rewritten in value from `data`; an added
-    placeholder has neither: it is a hole in the file, read as zeros.
+    Its bytes come from `origin` (a `stripe` of them where only a part is taken), or where it is rewritten in
+    value from `data`; an added placeholder has neither: it is a hole in the file, read as zeros.
     """
 
     name: str
@@ -73,6 +94,7 @@ class TensorStep:
     n_bytes: int = 0
     origin: Tensor | None = None
     data: bytes | None = None
+    stripe: Stripe | None = None
 
     @property
     def is_hole(self) -> bool:

@@ -7,16 +7,18 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.gguf.encoding import encode_string, pad
 from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing
 from pipeinfer_cpp.gguf.header import MAGIC, VERSION, Tensor
 from pipeinfer_cpp.gguf.plan import SlicePlan
-from pipeinfer_cpp.gguf.steps import LEFT_OUT, KeyStep, TensorStep
+from pipeinfer_cpp.gguf.steps import LEFT_OUT, KeyStep, Stripe, TensorStep
 
 
 @dataclass(frozen=True)
@@ -85,20 +87,38 @@ def lay_out(
 def _pieces(step: TensorStep) -> Iterator[bytes]:
     if step.data is not None:
         yield step.data
+    elif step.origin and step.stripe:
+        yield from _read_stripe(step.origin, step.stripe)
     elif step.origin:
         yield from _read(step.origin)
 
 
-def _read(tensor: Tensor) -> Iterator[bytes]:
+def _read(tensor: Tensor, size: int = PIECE) -> Iterator[bytes]:
+    """The tensor's bytes, `size` at a time."""
     with tensor.path.open("rb", buffering=0) as file:
         file.seek(tensor.offset)
         left = tensor.n_bytes
         while left:
-            piece = file.read(min(PIECE, left))
+            piece = file.read(min(size, left))
             if not piece:
                 raise PipeInferError(f"{tensor.path} became shorter while it was cut: try again when it is complete.")
             left -= len(piece)
             yield piece
+
+
+def _read_stripe(tensor: Tensor, stripe: Stripe) -> Iterator[bytes]:
+    if stripe.row_bytes > PIECE:
+        for row in range(tensor.n_bytes // stripe.row_bytes):
+            start = tensor.offset + row * stripe.row_bytes + stripe.start
+            yield from _read(replace(tensor, offset=start, n_bytes=stripe.size))
+        return
+    left = b""
+    for piece in _read(tensor, PIECE // stripe.row_bytes * stripe.row_bytes):
+        data = left + piece
+        n_rows = len(data) // stripe.row_bytes
+        rows = np.frombuffer(data, np.uint8, n_rows * stripe.row_bytes).reshape(n_rows, stripe.row_bytes)
+        yield rows[:, stripe.start : stripe.start + stripe.size].tobytes()
+        left = data[n_rows * stripe.row_bytes :]
 
 
 def _pad(out: BinaryIO, digest: hashlib._Hash, n: int) -> None:

@@ -57,7 +57,7 @@ def ggml() -> ctypes.CDLL:
     return base
 
 
-class _Tensor(ctypes.Structure):
+class TensorStruct(ctypes.Structure):
     """Mirror of `struct ggml_tensor` up to its name (ggml.h of the pinned llama-cpp-python)."""
 
     _fields_ = [
@@ -76,7 +76,7 @@ class _Tensor(ctypes.Structure):
     ]
 
 
-TENSOR_NAME_OFFSET = _Tensor.name.offset
+TENSOR_NAME_OFFSET = TensorStruct.name.offset
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sampling import Sampling
 
-PROTOCOL = 2
+PROTOCOL = 3
 WIRES = ("f32", "f16", "bf16", "q8", "q4")
 """Names of the codecs in `net.codecs`."""
 
@@ -232,13 +232,15 @@ class Progress(Message, frozen=True):
 
 class Loaded(Message, frozen=True):
     """Ready to work. `curve`: seconds by number of rows. `safe_width`: the widest run that gives the bits
-    of single rows (1 where it was not tested). `threads`: it computes with so many."""
+    of single rows (1 where it was not tested). `threads`: it computes with so many. `checkpointed`: its
+    memory cannot remove a part of a sequence."""
 
     curve: dict[int, float]
     safe_width: int
     kv_type: str
     memory_mb: float
     threads: int
+    checkpointed: bool = False
 
 
 class StageReady(Message, frozen=True):

@@ -62,6 +62,8 @@ class SimStage:
     def __init__(self, cluster: Cluster, index: int, curve: CostCurve) -> None:
         self.cluster, self.index, self.curve = cluster, index, curve
         self.kv: dict[int, dict[int, int]] = {}
+        self._slots: dict[int, list[int]] = {}
+        """By slot: what the recurrent state that was kept there has read."""
         self.dead: set[int] = set()
         self.busy = 0.0
         """Seconds of the turn that it computed."""
@@ -114,7 +116,13 @@ class SimStage:
     def _apply(self, ops: Sequence[Op]) -> None:
         for op in ops:
             cells = self.kv.setdefault(op.seq, {})
-            if op.kind == "rm":  # always to the end
+            if op.kind == "snapshot":
+                self._slots[op.src] = list(cells.values())
+            elif op.kind == "restore":
+                assert len(self._slots[op.src]) == op.p0, f"stage {self.index}: {op} finds another state"
+                cells.clear()
+                cells.update(enumerate(self._slots[op.src]))
+            elif op.kind == "rm":  # always to the end
                 while cells and next(reversed(cells)) >= op.p0:
                     cells.popitem()
             else:

@@ -102,6 +102,8 @@ class Drafter:
         try:
             return self._extend(number, path, chunk, whole, began)
         except Aborted:
+            if self._ctx.checkpointed:
+                self._paths.take_back(path, path.cached)
             return None
         finally:
             with self._lock:
@@ -129,11 +131,12 @@ class Drafter:
         wanted = np.zeros(n, np.int8)
         wanted[-1] = whole
         pos = np.arange(path.cached, path.cached + n, dtype=np.int32)
+        self._paths.before(path)
         logits = self._ctx.decode(np.array(chunk, np.int32), pos, np.full(n, path.seq, np.int32), wanted)
         if self._stretch is not None and whole:
             left = began + self._stretch.costs()(n) - time.monotonic()
             if left > 0 and self._cut_short.wait(left):
-                self._ctx.seq_rm(path.seq, path.cached, -1)
+                self._paths.take_back(path, path.cached)
                 return None
         path.cached += n
         if not whole:

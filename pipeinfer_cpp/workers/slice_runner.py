@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
 from pipeinfer_cpp.llama.paths import PathSamplers
 from pipeinfer_cpp.net.codecs import codec
@@ -41,6 +43,7 @@ class SliceRunner:
         self._stretch = load.stretch.costs() if load.stretch else None
         kv_type, context = _open(load, path)
         self._ctx = context
+        self._checkpoints = Checkpoints(context)
         self._lock = threading.Lock()
         self._dead: set[int] = set()
         self._current = -1
@@ -56,7 +59,7 @@ class SliceRunner:
             raise
         if self._stretch:
             curve = {w: max(s, self._stretch(w)) for w, s in curve.items()}
-        self.loaded = Loaded(curve, safe, kv_type, resident_mb(), options.threads)
+        self.loaded = Loaded(curve, safe, kv_type, resident_mb(), options.threads, context.checkpointed)
 
     def cancel(self, runs: tuple[int, ...]) -> None:
         """Runs that are not here yet or wait will be skipped; the one under way is aborted."""
@@ -75,10 +78,7 @@ class SliceRunner:
         """Apply the operations, then decode unless the run is dead. On an emulated link it is here at `due`."""
         began = time.monotonic()
         for op in run.ops:
-            if op.kind == "rm":
-                self._ctx.seq_rm(op.seq, op.p0, op.p1)
-            else:
-                self._ctx.seq_cp(op.src, op.seq, op.p0, op.p1)
+            self._apply(op)
         if run.turn is not None and self._samplers is not None:
             self._samplers.begin(run.turn.sampling, run.turn.prompt)
         with self._lock:
@@ -102,6 +102,17 @@ class SliceRunner:
         finally:
             with self._lock:
                 self._current = -1
+
+    def _apply(self, op: Op) -> None:
+        match op.kind:
+            case "rm":
+                self._ctx.seq_rm(op.seq, op.p0, op.p1)
+            case "cp":
+                self._ctx.seq_cp(op.src, op.seq, op.p0, op.p1)
+            case "snapshot":
+                self._checkpoints.save(op.src)
+            case "restore":
+                self._checkpoints.restore(op.src, op.p0)
 
     def held(self) -> tuple[int, ...]:
         """The last cached position of each sequence id, -1 for an empty one."""
@@ -141,9 +152,11 @@ class SliceRunner:
         return Result("done", began, time.monotonic(), draws=tuple(draws))
 
     def _undone(self, pos: NDArray[np.int32], seq: NDArray[np.int32], began: float) -> Result:
-        """Cancelled behind its decode: its cells go, as after a decode that was aborted."""
-        for s in set(seq.tolist()):
-            self._ctx.seq_rm(s, int(pos[seq == s].min()), -1)
+        """Cancelled behind its decode: its cells go, as after a decode that was aborted. A state that cannot be
+        taken back in part is restored by the next live run's header."""
+        if not self._ctx.checkpointed:
+            for s in set(seq.tolist()):
+                self._ctx.seq_rm(s, int(pos[seq == s].min()), -1)
         return Result("aborted", began, time.monotonic())
 
 
