@@ -66,14 +66,6 @@ def layer_caches(source: Source) -> list[LayerCache]:
     return [_layer(source, i, tensors) if i < own else LayerCache() for i, tensors in enumerate(layers)]
 
 
-def supports(source: Source, kv_type: str) -> bool:
-    """Whether the rows of every layer are made of whole blocks of that type."""
-    block = {"q8_0": 32, "q4_0": 32}.get(kv_type, 1)
-    lengths = [n for layer in layer_caches(source) for n in (*layer.rows, *(length for length, _ in layer.sparse))]
-    head = _number(source, "attention.key_length", 0, source.n_embd // max(_number(source, "attention.head_count", 0, 1), 1))
-    return all(n % block == 0 for n in lengths) and head % block == 0
-
-
 def _layer(source: Source, i: int, tensors: dict[str, Tensor]) -> LayerCache:
     if source.architecture == "deepseek4":
         return _deepseek4(source, i)
