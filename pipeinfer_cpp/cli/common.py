@@ -63,7 +63,8 @@ class PipelineOptions:
     ctx_size: Annotated[
         int | None,
         typer.Option(
-            help="Positions a conversation can have (default: what the model was trained for, at most 4096).",
+            help="Positions a conversation can have, 0: what the model was trained for (default: as much of that "
+            "as fits well into memory).",
             rich_help_panel=_PIPELINE,
         ),
     ] = None

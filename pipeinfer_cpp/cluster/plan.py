@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from pipeinfer_cpp.cluster.fit import Fit, Machine, gigabytes
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf import Source, check_pair, even_split, parse_layers, slice_plan, split_by_shares
+from pipeinfer_cpp.gguf import (
+    Source,
+    check_pair,
+    check_split,
+    even_split,
+    fit_split,
+    parse_layers,
+    slice_plan,
+    split_by_shares,
+)
+from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.machine import Share, cores, machine_id
+from pipeinfer_cpp.memory import memory
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
@@ -22,8 +34,8 @@ if TYPE_CHECKING:
     from pipeinfer_cpp.models import Pair
 
 Report = Callable[[str, str, int, int], None]
-DEFAULT_CTX = 4096
-"""Context when none is asked for and the model allows more."""
+UNKNOWN_CTX = 4096
+"""Taken for a model's own context where its file does not tell."""
 MAX_ROWS = 16
 
 
@@ -44,6 +56,8 @@ class Plan:
     """What each of the workers on this machine may use of it. With cores to spare they wait for messages
     without sleeping."""
     warnings: list[str] = field(default_factory=list)
+    fit: Fit | None = None
+    """What it needs of each machine's memory, once all machines are known."""
 
     @property
     def links(self) -> Sequence[LinkSpeed]:
@@ -54,8 +68,56 @@ class Plan:
     def active(self) -> bool:
         return self.share.spare
 
-    def meet(self, machines: Sequence[str]) -> None:
-        """The stages that were started by hand run on these machines: any on this one take part of its cores."""
+    @property
+    def trained_ctx(self) -> int:
+        """The model's own context."""
+        return self.target.n_ctx_train or UNKNOWN_CTX
+
+    def settle(self, machines: Mapping[str, Machine]) -> None:
+        """Choose the context, now that the machines are known: those of stages that were started by hand, by
+        address. Raises UserError where the pipeline does not fit."""
+        here = Machine("this machine", memory())
+        places = [here if address is None else machines.get(address, here) for address in self.addresses]
+        draft = Model(self.draft) if self.draft is not None else None
+        fit = self.fit = Fit(Model(self.target), draft, self.ranges, places, here, self._stage_room, self._draft_room)
+        trained, asked = self.trained_ctx, self.options.ctx
+        if asked is None:
+            n_ctx = fit.default_ctx(trained) if self._weighs else min(trained, fit.modest_ctx(trained))
+        else:
+            n_ctx = asked or trained
+            if self._weighs and not fit.fits(n_ctx):
+                raise UserError(fit.refusal(n_ctx, trained))
+        self.settings = replace(self.settings, n_ctx=n_ctx)
+        if asked is None and n_ctx < trained:
+            self.warnings.append(
+                f"The context is {n_ctx:,} tokens, not the model's {trained:,}, to keep its cache small "
+                f"({gigabytes(fit.cell() * n_ctx)}, {gigabytes(fit.cell() * 1000)} per 1,000 tokens): "
+                "--ctx-size sets another, 0 the model's own."
+            )
+
+    @property
+    def _weighs(self) -> bool:
+        """Layers on a GPU are not in main memory."""
+        return self.options.gpu_layers == 0
+
+    def _stage_room(self, n_ctx: int) -> Room:
+        n, settings = len(self.ranges), replace(self.settings, n_ctx=n_ctx)
+        context = self._context(settings.kv_cells(n), settings.branches + 1)
+        kv_type = Model(self.target).kv_type(context.kv_type, self.exact)
+        return _room(context, kv_type, settings.max_rows, settings.slots(n))
+
+    def _draft_room(self, n_ctx: int) -> Room:
+        context = self._context(self._draft_cells(n_ctx), self.settings.branches + 1)
+        return _room(context, "f16" if context.kv_type == "auto" else context.kv_type, 1, 1)
+
+    def _draft_cells(self, n_ctx: int) -> int:
+        return n_ctx + self.settings.branches * (self.settings.max_ahead + 8)
+
+    def meet(self, machines: Sequence[str], memories: Sequence[Machine] = ()) -> None:
+        """The stages that were started by hand run on these machines: any on this one take part of its cores.
+        `memories`: what these have, in the same order."""
+        if memories:
+            self.settle(dict(zip(filter(None, self.addresses), memories, strict=True)))
         self.share = replace(self.share, processes=self.share.processes + list(machines).count(machine_id()))
         if self.options.emulate is None and self.share.crowded:
             n, threads = self.share.processes, self.share.threads
@@ -97,8 +159,7 @@ class Plan:
             for index, (first, end) in enumerate(self.ranges)
         ]
         if self.draft is not None:
-            cells = self.settings.n_ctx + self.settings.branches * (self.settings.max_ahead + 8)
-            context = self._context(cells, self.settings.branches + 1)
+            context = self._context(self._draft_cells(self.settings.n_ctx), self.settings.branches + 1)
             orders.append(LoadDraft(str(self.draft.path), context, tuple(sorted(eog)), draft_stretch))
         return orders
 
@@ -122,20 +183,26 @@ class Plan:
 
 def make_plan(options: Options, report: Report | None = None) -> Plan:
     """Find the models, check that they fit, divide the layers. Raises UserError."""
+    plan = outline(options)
+    if plan.fit is not None and report is not None:
+        needed = sum(plan.fit.by_machine(plan.settings.n_ctx).values())
+        report("coordinator", f"{gigabytes(needed)} of memory will be needed", 0, 1)
+    plan.target_hash = plan.target.sha256(
+        lambda done, total: report("coordinator", "hashing the model", done, total) if report else None
+    )
+    return plan
+
+
+def outline(options: Options) -> Plan:
+    """The plan from the headers of the models alone, without the target's hash. Of stages on this machine the
+    context is settled, and it fits. Raises UserError."""
     pair, target_path, draft_path = _models(options)
     target = Source.open(target_path)
     draft = Source.open(draft_path) if draft_path is not None else None
     if draft is not None:
         check_pair(target, draft)
     n_stages = options.n_stages
-    if options.layers is not None:
-        ranges = parse_layers(options.layers, target.n_layers)
-    elif options.split is not None:
-        ranges = split_by_shares(list(options.split), target.n_layers)
-    else:
-        ranges = even_split(target.n_layers, n_stages)
-    if len(ranges) != n_stages:
-        raise UserError(f"--layers or --split names {len(ranges)} parts, but there are {n_stages} stages.")
+    ranges, notes = _ranges(options, target)
     for first, end in ranges:
         slice_plan(target, first, end)
     for link in range(n_stages - 1):
@@ -146,14 +213,38 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
         raise UserError("--exact needs --branches 1, and this pair has more in models.toml.")
     addresses: list[str | None] = [None] * n_stages if isinstance(options.stages, int) else list(options.stages)
     n_local = sum(a is None for a in addresses) + (draft is not None)
-    digest = target.sha256(
-        lambda done, total: report("coordinator", "hashing the model", done, total) if report else None
-    )
     share = Share(cores(), n_local, options.threads)
-    plan = Plan(options, pair, target, draft, ranges, addresses, settings, exact, digest, share)
+    plan = Plan(options, pair, target, draft, ranges, addresses, settings, exact, "", share, notes)
     if options.emulate is not None:
         plan.warnings.append(f"Emulated: nodes and links are as slow as those of {options.emulate.name!r}.")
+    if not any(addresses):
+        plan.settle({})
     return plan
+
+
+def _ranges(options: Options, target: Source) -> tuple[list[tuple[int, int]], list[str]]:
+    """The layers of each stage, and what the user should know of them."""
+    notes: list[str] = []
+    if options.layers is not None:
+        ranges = parse_layers(options.layers, target.n_layers)
+        check_split(target, ranges)
+    else:
+        shares = list(options.split) if options.split is not None else None
+        wanted = (
+            even_split(target.n_layers, options.n_stages)
+            if shares is None
+            else split_by_shares(shares, target.n_layers)
+        )
+        ranges, notes = fit_split(target, wanted)
+    if len(ranges) != options.n_stages:
+        raise UserError(f"--layers or --split names {len(ranges)} parts, but there are {options.n_stages} stages.")
+    return ranges, notes
+
+
+def _room(context: ContextOptions, kv_type: str, draws: int, checkpoints: int) -> Room:
+    return Room(
+        context.n_ctx, context.n_seq, context.chunk, draws, kv_type, context.flash_attn, checkpoints
+    )
 
 
 def _models(options: Options) -> tuple[Pair | None, Path, Path | None]:
@@ -196,9 +287,9 @@ def _settings(options: Options, pair: Pair | None, target: Source, draft: Source
         raise UserError(f"--mode {mode} needs a draft model: give --draft FILE, or use --mode off.")
     if draft is None:
         mode = "off"
-    trained = target.n_ctx_train or DEFAULT_CTX
+    trained = target.n_ctx_train or UNKNOWN_CTX
     if options.ctx is not None and options.ctx > trained:
         raise UserError(f"--ctx-size {options.ctx} is more than the model was trained for ({trained}).")
-    n_ctx = options.ctx or min(trained, DEFAULT_CTX)
+    n_ctx = options.ctx or trained  # what fits is chosen when the machines are known
     values.update(mode=mode, n_ctx=n_ctx, chunk=options.chunk, ablate=frozenset(options.ablate))
     return Settings(**values)  # type: ignore[arg-type]

@@ -1,0 +1,145 @@
+"""Whether a pipeline fits into the memory of its machines, and which context does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf import fit_split
+from pipeinfer_cpp.gguf.needs import Model, Needs, Room
+from pipeinfer_cpp.gguf.splits import LayerRange, split_by_shares
+from pipeinfer_cpp.memory import Memory
+
+KV_UNASKED = 2 << 30
+"""Bytes of KV cache that a stage takes at most for a context that nobody asked for: llama.cpp writes all of
+it at the start, about a second for so much."""
+_STEP, _LEAST = 256, 1024
+"""Contexts are multiples of the first, and not chosen below the second."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One that holds stages. `name` for people; without `memory` it is not known, and anything fits."""
+
+    name: str
+    memory: Memory | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A target in slices, and a draft, on machines: who needs what.
+
+    `stage_room` and `draft_room` give the size of the contexts for a number of positions. `machines` are
+    those of the stages, the draft runs on `here`.
+    """
+
+    target: Model
+    draft: Model | None
+    ranges: Sequence[LayerRange]
+    machines: Sequence[Machine]
+    here: Machine
+    stage_room: Callable[[int], Room]
+    draft_room: Callable[[int], Room]
+
+    def stages(self, n_ctx: int) -> list[Needs]:
+        room = self.stage_room(n_ctx)
+        return [self.target.stage(first, end, room) for first, end in self.ranges]
+
+    def drafting(self, n_ctx: int) -> Needs | None:
+        return None if self.draft is None else self.draft.whole(self.draft_room(n_ctx))
+
+    def cell(self) -> float:
+        """Bytes of cache for each position, of all processes together."""
+        drafting = self.drafting(_STEP)
+        return sum(need.cell for need in self.stages(_STEP)) + (drafting.cell if drafting is not None else 0)
+
+    def by_machine(self, n_ctx: int) -> dict[Machine, int]:
+        """Bytes that the pipeline needs of each machine."""
+        needs: dict[Machine, int] = {}
+        for machine, need in zip(self.machines, self.stages(n_ctx), strict=True):
+            needs[machine] = needs.get(machine, 0) + need.total
+        drafting = self.drafting(n_ctx)
+        if drafting is not None:
+            needs[self.here] = needs.get(self.here, 0) + drafting.total
+        return needs
+
+    def fits(self, n_ctx: int) -> bool:
+        return not self._tight(n_ctx)
+
+    def default_ctx(self, trained: int) -> int:
+        """The model's own context, or as much of it as its caches may take unasked: KV_UNASKED of each stage,
+        and half of what a machine has left beside the weights. Raises UserError where not even a small one fits."""
+        least = min(trained, _LEAST)
+        if not self.fits(least):
+            raise UserError(self.refusal(least, trained))
+        return max(least, self.modest_ctx(trained))
+
+    def modest_ctx(self, trained: int) -> int:
+        """As much of it as its caches may take unasked, whether all the rest fits or not."""
+        return self._largest(trained, self._modest)
+
+    def largest_ctx(self, trained: int) -> int:
+        """The longest context that fits at all; 0 when there is none."""
+        return self._largest(trained, self.fits)
+
+    def refusal(self, n_ctx: int, trained: int) -> str:
+        """Why a context of `n_ctx` does not fit, and what would."""
+        machine, needed = self._tight(n_ctx)[0]
+        assert machine.memory is not None
+        what = f"{self.target.source.path.name} with a context of {n_ctx:,} tokens needs {gigabytes(needed)}"
+        sentence = f"{what} of {machine.name}, which can give {gigabytes(machine.memory.usable)}"
+        smaller = self.largest_ctx(min(n_ctx, trained))
+        if smaller >= min(_LEAST, trained):
+            return f"{sentence}: --ctx-size {smaller} fits."
+        split = self._other_split(n_ctx)
+        if split is not None:
+            return f"{sentence}: --split {split} fits."
+        more = "add machines" if len(set(self.machines)) > 1 else "spread it over several machines"
+        return f"{sentence}: {more}, or take a smaller file of this model (one of fewer bits)."
+
+    def _tight(self, n_ctx: int) -> list[tuple[Machine, int]]:
+        """Machines that have too little."""
+        needs = self.by_machine(n_ctx).items()
+        return [(m, needed) for m, needed in needs if m.memory is not None and needed > m.memory.usable]
+
+    def _modest(self, n_ctx: int) -> bool:
+        """Whether the caches of this context leave something over, and are there in no time."""
+        if any(need.kv > KV_UNASKED for need in self.stages(n_ctx)):
+            return False
+        least = self.by_machine(min(n_ctx, _STEP))
+        for machine, needed in self.by_machine(n_ctx).items():
+            if machine.memory is not None and needed - least[machine] > (machine.memory.usable - least[machine]) / 2:
+                return False
+        return True
+
+    def _largest(self, trained: int, good: Callable[[int], bool]) -> int:
+        """The largest multiple of _STEP up to `trained` (or that itself) that is good, 0 when none is."""
+        if good(trained):
+            return trained
+        low, high = 0, -(-trained // _STEP)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if good(middle * _STEP) else (low, middle)
+        return low * _STEP
+
+    def _other_split(self, n_ctx: int) -> str | None:
+        """Shares by what the machines of the stages can give, when that would fit."""
+        known = [machine.memory for machine in self.machines]
+        if len(set(self.machines)) < 2 or any(memory is None for memory in known):
+            return None
+        given = [m.usable / self.machines.count(machine) for m, machine in zip(known, self.machines, strict=True) if m]
+        shares = [round(g / sum(given), 2) for g in given]
+        try:
+            wanted = split_by_shares(shares, self.target.source.n_layers)
+            ranges, _ = fit_split(self.target.source, wanted)
+        except UserError:
+            return None
+        if not replace(self, ranges=ranges).fits(n_ctx):
+            return None
+        return ",".join(f"{share:g}" for share in shares)
+
+
+def gigabytes(n: float) -> str:
+    """For people: 1.2 GB, 340 MB."""
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
