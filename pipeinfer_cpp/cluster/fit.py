@@ -31,7 +31,7 @@ class Fit:
     """A target in slices, and a draft, on machines: who needs what.
 
     `stage_room` and `draft_room` give the size of the contexts for a number of positions. `machines` are
-    those of the stages, the draft runs on `here`.
+    those of the stages, the draft runs on the one named as `here`.
     """
 
     target: Model
@@ -61,23 +61,35 @@ class Fit:
             needs[machine] = needs.get(machine, 0) + need.total
         drafting = self.drafting(n_ctx)
         if drafting is not None:
-            needs[self.here] = needs.get(self.here, 0) + drafting.total
+            here = next((machine for machine in needs if machine.name == self.here.name), self.here)
+            needs[here] = needs.get(here, 0) + drafting.total
         return needs
 
     def fits(self, n_ctx: int) -> bool:
         return not self._tight(n_ctx)
 
-    def default_ctx(self, trained: int) -> int:
-        """The model's own context, or as much of it as its caches may take unasked: KV_UNASKED of each stage,
-        and half of what a machine has left beside the weights. Raises UserError where not even a small one fits."""
-        least = min(trained, _LEAST)
-        if not self.fits(least):
-            raise UserError(self.refusal(least, trained))
-        return max(least, self.modest_ctx(trained))
+    def choose(self, asked: int | None, trained: int, *, strict: bool = True) -> tuple[int, str | None]:
+        """The context, and what the user should know of it. `asked`: None leaves it to us, 0 is the model's own,
+        which is `trained`.
 
-    def modest_ctx(self, trained: int) -> int:
-        """As much of it as its caches may take unasked, whether all the rest fits or not."""
-        return self._largest(trained, self._modest)
+        Unasked it is as much of the model's own as its caches may take: KV_UNASKED of each stage, and half of
+        what a machine has left beside the weights. Raises UserError for a pipeline that does not fit, unless
+        not `strict`.
+        """
+        least = min(trained, _LEAST)
+        needed = least if asked is None else asked or trained
+        if strict and not self.fits(needed):
+            raise UserError(self.refusal(needed, trained))
+        if asked is not None:
+            return needed, None
+        n_ctx = max(least, self._largest(trained, self._modest))
+        if n_ctx == trained:
+            return n_ctx, None
+        return n_ctx, (
+            f"The context is {n_ctx:,} tokens, not the model's {trained:,}, to keep its cache small "
+            f"({gigabytes(self.cell() * n_ctx)}, {gigabytes(self.cell() * 1000)} per 1,000 tokens): "
+            "--ctx-size sets another, 0 the model's own."
+        )
 
     def largest_ctx(self, trained: int) -> int:
         """The longest context that fits at all; 0 when there is none."""
@@ -86,9 +98,9 @@ class Fit:
     def refusal(self, n_ctx: int, trained: int) -> str:
         """Why a context of `n_ctx` does not fit, and what would."""
         machine, needed = self._tight(n_ctx)[0]
-        assert machine.memory is not None
+        usable = machine.memory.usable if machine.memory is not None else 0
         what = f"{self.target.source.path.name} with a context of {n_ctx:,} tokens needs {gigabytes(needed)}"
-        sentence = f"{what} of {machine.name}, which can give {gigabytes(machine.memory.usable)}"
+        sentence = f"{what} of {machine.name}, which can give {gigabytes(usable)}"
         smaller = self.largest_ctx(min(n_ctx, trained))
         if smaller >= min(_LEAST, trained):
             return f"{sentence}: --ctx-size {smaller} fits."

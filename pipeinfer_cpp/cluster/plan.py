@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from pipeinfer_cpp.gguf import (
 )
 from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.machine import Share, cores, machine_id
-from pipeinfer_cpp.memory import memory
+from pipeinfer_cpp.memory import Memory, memory
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
@@ -73,37 +73,29 @@ class Plan:
         """The model's own context."""
         return self.target.n_ctx_train or UNKNOWN_CTX
 
-    def settle(self, machines: Mapping[str, Machine]) -> None:
-        """Choose the context, now that the machines are known: those of stages that were started by hand, by
-        address. Raises UserError where the pipeline does not fit."""
+    def settle(self, places: Sequence[Machine] | None = None) -> None:
+        """Choose the context, now that it is known where each stage runs (default: all of them here). Raises
+        UserError where the pipeline does not fit."""
         here = Machine("this machine", memory())
-        places = [here if address is None else machines.get(address, here) for address in self.addresses]
-        draft = Model(self.draft) if self.draft is not None else None
-        fit = self.fit = Fit(Model(self.target), draft, self.ranges, places, here, self._stage_room, self._draft_room)
-        trained, asked = self.trained_ctx, self.options.ctx
-        if asked is None:
-            n_ctx = fit.default_ctx(trained) if self._weighs else min(trained, fit.modest_ctx(trained))
-        else:
-            n_ctx = asked or trained
-            if self._weighs and not fit.fits(n_ctx):
-                raise UserError(fit.refusal(n_ctx, trained))
+        target, draft = Model(self.target), Model(self.draft) if self.draft is not None else None
+        kv_type = target.kv_type(self.options.kv_type, self.exact)
+        stage, drafter = lambda n: self._stage_room(n, kv_type), self._draft_room
+        self.fit = Fit(target, draft, self.ranges, places or [here] * len(self.ranges), here, stage, drafter)
+        # layers on a GPU are not in main memory: what they need is only told
+        n_ctx, note = self.fit.choose(self.options.ctx, self.trained_ctx, strict=self.options.gpu_layers == 0)
         self.settings = replace(self.settings, n_ctx=n_ctx)
-        if asked is None and n_ctx < trained:
-            self.warnings.append(
-                f"The context is {n_ctx:,} tokens, not the model's {trained:,}, to keep its cache small "
-                f"({gigabytes(fit.cell() * n_ctx)}, {gigabytes(fit.cell() * 1000)} per 1,000 tokens): "
-                "--ctx-size sets another, 0 the model's own."
-            )
+        self.warnings += [note] if note else []
 
-    @property
-    def _weighs(self) -> bool:
-        """Layers on a GPU are not in main memory."""
-        return self.options.gpu_layers == 0
+    def _places(self, machines: Sequence[str], memories: Sequence[Memory | None]) -> list[Machine]:
+        """Where each stage runs. A machine with several is named by the first, and measured then."""
+        known = {machine_id(): Machine("this machine", memory())}
+        for machine, address, found in zip(machines, filter(None, self.addresses), memories, strict=True):
+            known.setdefault(machine, Machine(f"the machine of {address}", found))
+        return [known[machine] for machine in machines]
 
-    def _stage_room(self, n_ctx: int) -> Room:
+    def _stage_room(self, n_ctx: int, kv_type: str) -> Room:
         n, settings = len(self.ranges), replace(self.settings, n_ctx=n_ctx)
         context = self._context(settings.kv_cells(n), settings.branches + 1)
-        kv_type = Model(self.target).kv_type(context.kv_type, self.exact)
         return _room(context, kv_type, settings.max_rows, settings.slots(n))
 
     def _draft_room(self, n_ctx: int) -> Room:
@@ -113,11 +105,11 @@ class Plan:
     def _draft_cells(self, n_ctx: int) -> int:
         return n_ctx + self.settings.branches * (self.settings.max_ahead + 8)
 
-    def meet(self, machines: Sequence[str], memories: Sequence[Machine] = ()) -> None:
-        """The stages that were started by hand run on these machines: any on this one take part of its cores.
-        `memories`: what these have, in the same order."""
-        if memories:
-            self.settle(dict(zip(filter(None, self.addresses), memories, strict=True)))
+    def meet(self, machines: Sequence[str], memories: Sequence[Memory | None]) -> None:
+        """The stages that were started by hand run on these machines, which have so much memory: any on this
+        one take part of its cores. Raises UserError where the pipeline does not fit."""
+        if machines:
+            self.settle(self._places(machines, memories))
         self.share = replace(self.share, processes=self.share.processes + list(machines).count(machine_id()))
         if self.options.emulate is None and self.share.crowded:
             n, threads = self.share.processes, self.share.threads
@@ -218,7 +210,7 @@ def outline(options: Options) -> Plan:
     if options.emulate is not None:
         plan.warnings.append(f"Emulated: nodes and links are as slow as those of {options.emulate.name!r}.")
     if not any(addresses):
-        plan.settle({})
+        plan.settle()
     return plan
 
 

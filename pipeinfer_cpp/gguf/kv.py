@@ -50,7 +50,9 @@ class LayerCache:
     def bytes(self, cells: int, n_seq: int, kv_type: str) -> int:
         """Bytes of a cache of so many cells and sequences."""
         n = sum(_row_bytes(length, kv_type) * cells for length in self.rows)
-        n += sum(_row_bytes(length, kv_type) * (-(--(-cells // ratio) // 256) * 256) for length, ratio in self.sparse)
+        for length, ratio in self.sparse:
+            sparse_cells = -(-cells // ratio)
+            n += _row_bytes(length, kv_type) * (-(-sparse_cells // 256) * 256)
         return n * (n_seq if self.streams else 1) + 4 * self.state * n_seq
 
 
@@ -82,9 +84,8 @@ def _layer(source: Source, i: int, tensors: dict[str, Tensor]) -> LayerCache:
 def _attention(source: Source, i: int, tensors: dict[str, Tensor]) -> tuple[int, ...]:
     """Lengths of keys and values of a position."""
     heads = _number(source, "attention.head_count_kv", i, _number(source, "attention.head_count", i, 1))
-    size = source.n_embd // max(_number(source, "attention.head_count", i, 1), 1)
-    key = _number(source, "attention.key_length", i, size)
-    value = _number(source, "attention.value_length", i, size)
+    key = _number(source, "attention.key_length", i, _head(source, i))
+    value = _value_length(source, i)
     if "attn_kv_a_mqa.weight" in tensors:
         if source.get("{arch}.attention.key_length_mla"):
             return (key * heads,)  # the latent, which gives keys and values
@@ -98,13 +99,21 @@ def _attention(source: Source, i: int, tensors: dict[str, Tensor]) -> tuple[int,
     return key * heads, value * heads
 
 
+def _value_length(source: Source, i: int) -> int:
+    return _number(source, "attention.value_length", i, _head(source, i))
+
+
+def _head(source: Source, i: int) -> int:
+    return source.n_embd // max(_number(source, "attention.head_count", i, 1), 1)
+
+
 def _indexer(source: Source) -> tuple[int, ...]:
     """One more key a position, for the layers that look for what to attend to."""
     n = _number(source, "attention.indexer.key_length", 0, 0)
     if source.architecture == "glm5-next":
         return (3 * n,)
     if source.architecture == "minimax-m3":
-        return n, _number(source, "attention.value_length", 0, source.n_embd // _number(source, "attention.head_count", 0, 1))
+        return n, _value_length(source, 0)
     return (n,)
 
 

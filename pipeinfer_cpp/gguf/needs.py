@@ -122,8 +122,8 @@ class Model:
         streams = _largest(get("{arch}.hyper_connection.count"), 1)
         row = 3 * wide + (4 * streams + used) * n_embd + 2 * heads * self._head
         if any(c.state for c in self.caches[first:end]):
-            inner = _largest(get("{arch}.ssm.inner_size"), n_embd)
-            row += 4 * (inner + 2 * _largest(get("{arch}.ssm.group_count"), 0) * _largest(get("{arch}.ssm.state_size"), 0))
+            groups, state = (_largest(get(f"{{arch}}.ssm.{name}"), 0) for name in ("group_count", "state_size"))
+            row += 4 * (_largest(get("{arch}.ssm.inner_size"), n_embd) + 2 * groups * state)
         masks = 2 if get("{arch}.attention.sliding_window") else 1
         attention = 2 * masks + (0 if room.flash_attn else 4 * heads)
         return room.chunk * (4 * row + attention * room.cells)
