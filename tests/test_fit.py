@@ -127,7 +127,7 @@ def test_another_split_that_fits() -> None:
 
 def test_nothing_fits() -> None:
     model = Model(Source.open(TARGET))
-    with pytest.raises(UserError, match=r"needs 1\d\d MB of m, .* 80 MB: spread it over several machines, or take a sm"):
+    with pytest.raises(UserError, match=r"needs 1\d\d MB of m, .* 80 MB: spread it over several machines, or take"):
         fit(model, machine(0.08)).choose(None, 1024)
     with pytest.raises(UserError, match="add machines"):
         fit(model, machine(0.08), machine(0.08, "b")).choose(None, 1024)

@@ -19,7 +19,7 @@ KINDS = (
     "nemotron_h_moe kimi-linear lfm2 granitehybrid falcon-h1 jamba plamo2 mamba mamba2 rwkv6 deepseek2 deepseek2+mtp "
     "deepseek2-lite deepseek32 glm-dsa glm5-next deepseek4 minimax-m3 hy_v4 bailingmoe3 glm4moe+mtp "
     "openelm-lists phi3 falcon deci-lists"
-).split()
+).split()  # noqa: SIM905
 
 
 def allocated(path: Path, cells: int, n_seq: int, kv_type: str, monkeypatch: pytest.MonkeyPatch) -> float:

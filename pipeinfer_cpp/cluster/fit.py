@@ -10,6 +10,7 @@ from pipeinfer_cpp.gguf import fit_split
 from pipeinfer_cpp.gguf.needs import Model, Needs, Room
 from pipeinfer_cpp.gguf.splits import LayerRange, split_by_shares
 from pipeinfer_cpp.memory import Memory
+from pipeinfer_cpp.models.sizes import size_text
 
 KV_UNASKED = 2 << 30
 """Bytes of KV cache that a stage takes at most for a context that nobody asked for: llama.cpp writes all of
@@ -87,7 +88,7 @@ class Fit:
             return n_ctx, None
         return n_ctx, (
             f"The context is {n_ctx:,} tokens, not the model's {trained:,}, to keep its cache small "
-            f"({gigabytes(self.cell() * n_ctx)}, {gigabytes(self.cell() * 1000)} per 1,000 tokens): "
+            f"({size_text(self.cell() * n_ctx)}, {size_text(self.cell() * 1000)} per 1,000 tokens): "
             "--ctx-size sets another, 0 the model's own."
         )
 
@@ -99,8 +100,8 @@ class Fit:
         """Why a context of `n_ctx` does not fit, and what would."""
         machine, needed = self._tight(n_ctx)[0]
         usable = machine.memory.usable if machine.memory is not None else 0
-        what = f"{self.target.source.path.name} with a context of {n_ctx:,} tokens needs {gigabytes(needed)}"
-        sentence = f"{what} of {machine.name}, which can give {gigabytes(usable)}"
+        what = f"{self.target.source.path.name} with a context of {n_ctx:,} tokens needs {size_text(needed)}"
+        sentence = f"{what} of {machine.name}, which can give {size_text(usable)}"
         smaller = self.largest_ctx(min(n_ctx, trained))
         if smaller >= min(_LEAST, trained):
             return f"{sentence}: --ctx-size {smaller} fits."
@@ -151,7 +152,3 @@ class Fit:
             return None
         return ",".join(f"{share:g}" for share in shares)
 
-
-def gigabytes(n: float) -> str:
-    """For people: 1.2 GB, 340 MB."""
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeinfer_cpp.cluster.fit import Fit, Machine, gigabytes
+from pipeinfer_cpp.cluster.fit import Fit, Machine
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import (
@@ -25,6 +25,7 @@ from pipeinfer_cpp.gguf import (
 from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.machine import Share, cores, machine_id
 from pipeinfer_cpp.memory import Memory, memory
+from pipeinfer_cpp.models.sizes import size_text
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
@@ -73,16 +74,16 @@ class Plan:
         """The model's own context."""
         return self.target.n_ctx_train or UNKNOWN_CTX
 
-    def settle(self, places: Sequence[Machine] | None = None) -> None:
+    def settle(self, places: Sequence[Machine] | None = None, *, strict: bool = True) -> None:
         """Choose the context, now that it is known where each stage runs (default: all of them here). Raises
-        UserError where the pipeline does not fit."""
+        UserError where the pipeline does not fit, unless not `strict`."""
         here = Machine("this machine", memory())
         target, draft = Model(self.target), Model(self.draft) if self.draft is not None else None
         kv_type = target.kv_type(self.options.kv_type, self.exact)
         stage, drafter = lambda n: self._stage_room(n, kv_type), self._draft_room
         self.fit = Fit(target, draft, self.ranges, places or [here] * len(self.ranges), here, stage, drafter)
         # layers on a GPU are not in main memory: what they need is only told
-        n_ctx, note = self.fit.choose(self.options.ctx, self.trained_ctx, strict=self.options.gpu_layers == 0)
+        n_ctx, note = self.fit.choose(self.options.ctx, self.trained_ctx, strict=strict and self.options.gpu_layers == 0)
         self.settings = replace(self.settings, n_ctx=n_ctx)
         self.warnings += [note] if note else []
 
@@ -178,16 +179,16 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
     plan = outline(options)
     if plan.fit is not None and report is not None:
         needed = sum(plan.fit.by_machine(plan.settings.n_ctx).values())
-        report("coordinator", f"{gigabytes(needed)} of memory will be needed", 0, 1)
+        report("coordinator", f"{size_text(needed)} of memory will be needed", 0, 1)
     plan.target_hash = plan.target.sha256(
         lambda done, total: report("coordinator", "hashing the model", done, total) if report else None
     )
     return plan
 
 
-def outline(options: Options) -> Plan:
+def outline(options: Options, *, strict: bool = True) -> Plan:
     """The plan from the headers of the models alone, without the target's hash. Of stages on this machine the
-    context is settled, and it fits. Raises UserError."""
+    context is settled, and it fits if `strict`. Raises UserError."""
     pair, target_path, draft_path = _models(options)
     target = Source.open(target_path)
     draft = Source.open(draft_path) if draft_path is not None else None
@@ -210,7 +211,7 @@ def outline(options: Options) -> Plan:
     if options.emulate is not None:
         plan.warnings.append(f"Emulated: nodes and links are as slow as those of {options.emulate.name!r}.")
     if not any(addresses):
-        plan.settle()
+        plan.settle(strict=strict)
     return plan
 
 
