@@ -13,12 +13,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def machine_id() -> str:
-    """The same for all processes of one machine (containers too, as they share its cores)."""
+def boot_id() -> str:
+    """Differs each time the machine starts; "" where that cannot be known."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return platform.node()
+        return ""
+
+
+def machine_id() -> str:
+    """The same for all processes of one machine (containers too, as they share its cores)."""
+    return boot_id() or platform.node()
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,9 @@ def stage(
     from pipeinfer_cpp.workers.resolve import find_model, slice_of
     from pipeinfer_cpp.workers.stage import Stage
 
-    def resolve(model: ModelRef, first: int, end: int, report: Callable[[str, int, int], None]) -> Path:
+    def resolve(
+        model: ModelRef, first: int, end: int, report: Callable[[str, int, int], None]
+    ) -> tuple[Path, Path]:
         say(f"asked for layers {first}-{end - 1} of {Path(model.path).name} ({model.sha256[:12]})")
         heard = ""
 
@@ -59,7 +61,8 @@ def stage(
                 say(what)
             report(what, done, total)
 
-        return slice_of(find_model(model, own, models, tell), first, end, tell)
+        path = find_model(model, own, models, tell)
+        return path, slice_of(path, first, end, tell)
 
     network = Network()
     worker = Stage(network, listen, resolve, say, threads)

@@ -1,7 +1,7 @@
 """Reading, checking and cutting GGUF models. Start with `Source.open`, then `cached_slice`."""
 
 from pipeinfer_cpp.gguf.architectures import SUPPORTED, needs_checkpoints
-from pipeinfer_cpp.gguf.cache import SLICER_VERSION, cached_slice, is_intact
+from pipeinfer_cpp.gguf.cache import SLICER_VERSION, cached_slice, cached_slices, is_intact
 from pipeinfer_cpp.gguf.cuts import Cuts, check_split, fit_split, text_of
 from pipeinfer_cpp.gguf.inflate import write_inflated
 from pipeinfer_cpp.gguf.inflate_plan import Inflation, inflation
@@ -29,6 +29,7 @@ __all__ = [
     "TensorStep",
     "Written",
     "cached_slice",
+    "cached_slices",
     "check_pair",
     "check_split",
     "even_split",

@@ -9,15 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
-from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing, cache_folder, locked
+from pipeinfer_cpp.gguf.files import Progress, appearing, cache_folder, locked
+from pipeinfer_cpp.gguf.one_pass import read_once
 
-__all__ = ["Progress", "file_stamp", "hash_files", "remembered_hash"]
+__all__ = ["Progress", "check_unchanged", "file_stamps", "hash_files", "remember_hash", "remembered_hash"]
+
+Stamps = list[list[int]]
 
 
-def file_stamp(path: Path) -> list[int]:
-    """Size, modification and change time (ns): differs whenever a file was written again."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+def file_stamps(parts: Sequence[Path]) -> Stamps:
+    """Device, inode, size, modification and change time (ns) of each: differs whenever one was written again."""
+    stats = [path.stat() for path in parts]
+    return [[s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in stats]
+
+
+def check_unchanged(parts: Sequence[Path], before: Stamps, what: str) -> None:
+    """Raise PipeInferError when a part was written since `before`, while it was `what`."""
+    if file_stamps(parts) != before:
+        raise PipeInferError(f"{parts[0]} changed while it was {what}: wait until it is complete, then try again.")
 
 
 def hash_files(parts: Sequence[Path], progress: Progress | None = None) -> str:
@@ -26,42 +35,36 @@ def hash_files(parts: Sequence[Path], progress: Progress | None = None) -> str:
     A second process that asks for the same files at the same time waits for the first. Raises
     PipeInferError when a part changes while it is read.
     """
-    record = _record(parts)
-    with locked(record.with_suffix(".lock")):
+    with locked(hash_record(parts).with_suffix(".lock")):
         known = remembered_hash(parts)
         if known:
             return known
-        before = [file_stamp(path) for path in parts]
-        digest, done, total = hashlib.sha256(), 0, sum(stamp[0] for stamp in before)
-        for path, stamp in zip(parts, before, strict=True):
-            with path.open("rb", buffering=0) as file:
-                left = stamp[0]  # no further: a file that still grows would never end
-                while left and (piece := file.read(min(PIECE, left))):
-                    digest.update(piece)
-                    left -= len(piece)
-                    done += len(piece)
-                    if progress:
-                        progress(done, total)
-        if [file_stamp(path) for path in parts] != before:
-            raise PipeInferError(f"{parts[0]} changed while it was read: wait until it is complete, then try again.")
-        text = json.dumps({"parts": [str(p) for p in parts], "stamps": before, "sha256": digest.hexdigest()})
-        with contextlib.suppress(OSError, UserError), appearing(record) as out:
-            out.write(text.encode())
-        return digest.hexdigest()
+        before = file_stamps(parts)
+        digest = read_once(parts, [], whole=True, progress=progress)
+        assert digest is not None
+        check_unchanged(parts, before, "read")
+        remember_hash(parts, before, digest)
+        return digest
 
 
 def remembered_hash(parts: Sequence[Path]) -> str | None:
-    """The hash computed earlier, when no part was written since."""
+    """The hash computed earlier, when no part was written since, wherever it lies now."""
     try:
-        record = json.loads(_record(parts).read_text())
-        if record["stamps"] == [file_stamp(path) for path in parts]:
+        record = json.loads(hash_record(parts).read_text())
+        if record["stamps"] == file_stamps(parts):
             return str(record["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
 
 
-def _record(parts: Sequence[Path]) -> Path:
-    folder = cache_folder("hashes")
-    names = "\0".join(str(path.resolve()) for path in parts)
-    return folder / f"{hashlib.sha256(names.encode()).hexdigest()[:24]}.json"
+def remember_hash(parts: Sequence[Path], stamps: Stamps, digest: str) -> None:
+    text = json.dumps({"parts": [str(p) for p in parts], "stamps": stamps, "sha256": digest})
+    with contextlib.suppress(OSError, UserError), appearing(hash_record(parts)) as out:
+        out.write(text.encode())
+
+
+def hash_record(parts: Sequence[Path]) -> Path:
+    """Where the hash of these files is kept: by device and inode, so that their name does not matter."""
+    nodes = "|".join(f"{device}:{inode}" for device, inode, *_ in file_stamps(parts))
+    return cache_folder("hashes") / f"{hashlib.sha256(nodes.encode()).hexdigest()[:24]}.json"

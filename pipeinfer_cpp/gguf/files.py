@@ -22,19 +22,20 @@ PIECE = 4 << 20
 
 
 @contextlib.contextmanager
-def appearing(path: Path) -> Iterator[BinaryIO]:
+def appearing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A file to write that takes the name `path` only when the block ends well.
 
     Until then it is `.NAME.PID-RANDOM.part` in the same folder; an exception removes it, a killed
-    process leaves it behind under that name (see `sweep`). Raises UserError when the folder is
-    missing, may not be written, or is full.
+    process leaves it behind under that name (see `sweep`). Unless `durable` is off it is on the disk by then.
+    Raises UserError when the folder is missing, may not be written, or is full.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with part.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         part.replace(path)
     except BaseException as error:
         part.unlink(missing_ok=True)

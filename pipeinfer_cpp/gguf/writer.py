@@ -6,30 +6,29 @@ import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
-import numpy as np
-
-from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.encoding import encode_string, pad
-from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing
-from pipeinfer_cpp.gguf.header import MAGIC, VERSION, Tensor
+from pipeinfer_cpp.gguf.files import Progress, appearing
+from pipeinfer_cpp.gguf.header import MAGIC, VERSION
+from pipeinfer_cpp.gguf.one_pass import Extent, Output, read_once
 from pipeinfer_cpp.gguf.plan import SlicePlan
-from pipeinfer_cpp.gguf.steps import LEFT_OUT, KeyStep, Stripe, TensorStep
+from pipeinfer_cpp.gguf.steps import LEFT_OUT, KeyStep, TensorStep
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the file's size, where its tensor data starts, and the SHA-256 (hex) of
-    its header and of all its bytes."""
+    """What was written: the file's size, where its tensor data starts, the SHA-256 (hex) of its header,
+    and a check of each tensor's bytes (placeholders have none: they are holes)."""
 
     size: int
     data_start: int
     header_sha256: str
-    sha256: str
+    extents: tuple[Extent, ...]
 
 
 def write_slice(plan: SlicePlan, path: str | os.PathLike[str], progress: Progress | None = None) -> Written:
@@ -43,26 +42,50 @@ def write_slice(plan: SlicePlan, path: str | os.PathLike[str], progress: Progres
     if any(target.exists() and target.samefile(part) for part in plan.source.parts):
         raise UserError(f"{target} is the model that is to be cut: choose another name for the slice.")
     check_room(target, plan.data_bytes, "The slice", "or set PIPEINFER_CACHE to a folder on another disk")
-    kept = sorted((step for step in plan.tensors if step.target), key=lambda step: step.is_hole)
-    header, layout = lay_out(plan.keys, kept, plan.source.alignment)
-    whole, done = hashlib.sha256(header), 0
     with appearing(target) as out:
-        out.write(header)
+        written, _ = write_slices([plan], [out], whole=False, progress=progress)
+    return written[0]
+
+
+def write_slices(
+    plans: Sequence[SlicePlan],
+    files: Sequence[IO[bytes]],
+    *,
+    whole: bool,
+    progress: Progress | None = None,
+    each: Callable[[int, int, int], None] | None = None,
+) -> tuple[list[Written], str]:
+    """Write slices of one source into open files, in one pass over it.
+
+    `whole`: read all of the source and return its SHA-256 too (else ""). `progress` gets bytes read
+    and to read; `each` (slice, bytes written, bytes to write). Raises PipeInferError when the source
+    is cut short meanwhile.
+    """
+    headers, outputs = [], []
+    for plan, file in zip(plans, files, strict=True):
+        kept = sorted((step for step in plan.tensors if step.target), key=lambda step: step.is_hole)
+        header, layout = lay_out(plan.keys, kept, plan.source.alignment)
+        file.write(header)
+        file.flush()
+        places, at = [], len(header)
         for step, size in layout:
-            if step.is_hole:
-                out.seek(size, os.SEEK_CUR)
-                _hash_zeros(whole, size)
-                continue
-            for piece in _pieces(step):
-                out.write(piece)
-                whole.update(piece)
-                done += len(piece)
-                if progress:
-                    progress(done, plan.data_bytes)
-            _pad(out, whole, size - step.n_bytes)
-        total = out.tell()
-        out.truncate(total)
-    return Written(total, len(header), hashlib.sha256(header).hexdigest(), whole.hexdigest())
+            places.append((step, at))
+            at += size
+        file.truncate(at)
+        headers.append((header, at))
+        outputs.append(Output(file, places))
+    totals = [plan.data_bytes for plan in plans]
+
+    def tell(i: int, done: int) -> None:
+        if each:
+            each(i, done, totals[i])
+
+    digest = read_once(plans[0].source.parts, outputs, whole=whole, progress=progress, each=tell) if plans else None
+    written = [
+        Written(size, len(header), hashlib.sha256(header).hexdigest(), tuple(v for _, v in sorted(out.checks.items())))
+        for (header, size), out in zip(headers, outputs, strict=True)
+    ]
+    return written, digest or ""
 
 
 def lay_out(
@@ -82,55 +105,6 @@ def lay_out(
         offset += size
     header = b"".join(parts)
     return header.ljust(pad(len(header), alignment), b"\0"), layout
-
-
-def _pieces(step: TensorStep) -> Iterator[bytes]:
-    if step.data is not None:
-        yield step.data
-    elif step.origin and step.stripe:
-        yield from _read_stripe(step.origin, step.stripe)
-    elif step.origin:
-        yield from _read(step.origin)
-
-
-def _read(tensor: Tensor, size: int = PIECE) -> Iterator[bytes]:
-    """The tensor's bytes, `size` at a time."""
-    with tensor.path.open("rb", buffering=0) as file:
-        file.seek(tensor.offset)
-        left = tensor.n_bytes
-        while left:
-            piece = file.read(min(size, left))
-            if not piece:
-                raise PipeInferError(f"{tensor.path} became shorter while it was cut: try again when it is complete.")
-            left -= len(piece)
-            yield piece
-
-
-def _read_stripe(tensor: Tensor, stripe: Stripe) -> Iterator[bytes]:
-    if stripe.row_bytes > PIECE:
-        for row in range(tensor.n_bytes // stripe.row_bytes):
-            start = tensor.offset + row * stripe.row_bytes + stripe.start
-            yield from _read(replace(tensor, offset=start, n_bytes=stripe.size))
-        return
-    left = b""
-    for piece in _read(tensor, PIECE // stripe.row_bytes * stripe.row_bytes):
-        data = left + piece
-        n_rows = len(data) // stripe.row_bytes
-        rows = np.frombuffer(data, np.uint8, n_rows * stripe.row_bytes).reshape(n_rows, stripe.row_bytes)
-        yield rows[:, stripe.start : stripe.start + stripe.size].tobytes()
-        left = data[n_rows * stripe.row_bytes :]
-
-
-def _pad(out: BinaryIO, digest: hashlib._Hash, n: int) -> None:
-    out.write(bytes(n))
-    digest.update(bytes(n))
-
-
-def _hash_zeros(digest: hashlib._Hash, n: int) -> None:
-    zeros = bytes(min(n, PIECE))
-    while n:
-        digest.update(zeros[:n] if n < len(zeros) else zeros)
-        n -= min(n, len(zeros))
 
 
 def check_room(target: Path, needed: int, what: str, remedy: str) -> None:

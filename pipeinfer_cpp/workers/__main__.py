@@ -13,11 +13,13 @@ from pipeinfer_cpp.net.sockets import Network
 from pipeinfer_cpp.workers.lifeline import follow_parent
 
 
-def _given_slice(model: ModelRef, first: int, end: int, report: Callable[[str, int, int], None]) -> Path:
+def _given_slice(
+    model: ModelRef, first: int, end: int, report: Callable[[str, int, int], None]
+) -> tuple[Path, Path]:
     """On the coordinator's own machine the path is right."""
     from pipeinfer_cpp.workers.resolve import slice_of
 
-    return slice_of(Path(model.path), first, end, report)
+    return Path(model.path), slice_of(Path(model.path), first, end, report)
 
 
 def main(role: str, address: str) -> int:

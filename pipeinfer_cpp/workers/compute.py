@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import (
@@ -33,8 +35,8 @@ from pipeinfer_cpp.versions import llama_version, package_version
 from pipeinfer_cpp.workers.lifeline import resident_mb
 from pipeinfer_cpp.workers.slice_runner import Result, SliceRunner
 
-Resolve = Callable[[ModelRef, int, int, Callable[[str, int, int], None]], Path]
-"""(model, first layer, end layer, report) -> the slice's file on this machine."""
+Resolve = Callable[[ModelRef, int, int, Callable[[str, int, int], None]], tuple[Path, Path]]
+"""(model, first layer, end layer, report) -> the model's file on this machine, and the slice's."""
 PATIENCE = 5.0
 """Seconds that the next stage, which listens already, has to answer."""
 
@@ -109,7 +111,8 @@ class Compute:
                 raise _Stopped
             self._post(Progress(what, done, total))
 
-        path = self._resolve(load.model, load.first, load.end, report)
+        model, path = self._resolve(load.model, load.first, load.end, report)
+        load = replace(load, model=replace(load.model, path=str(model)))
         self._runner = SliceRunner(load, str(path), report)
         if load.following is not None:
             self._following = Link(self._network.context, load.following, ToCoordinator)

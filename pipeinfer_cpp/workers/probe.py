@@ -1,64 +1,159 @@
-"""A slice's cost curve and safe width, measured once for each slice, CPU, library build and thread count."""
+"""A stage's cost curve and safe width, from one layer of each kind, remembered for every model of such layers."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
-import platform
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from pipeinfer_cpp.cachedir import cache_dir, machine_lock
+from pipeinfer_cpp.cachedir import cache_dir
+from pipeinfer_cpp.gguf import LayerRange, Source, slice_plan
+from pipeinfer_cpp.gguf.files import appearing, locked
+from pipeinfer_cpp.gguf.kinds import Sample, samples_of
+from pipeinfer_cpp.gguf.writer import write_slices
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import library_build
-from pipeinfer_cpp.llama.selftest import DEPTHS, measure_curve, safe_width
+from pipeinfer_cpp.llama.selftest import DEPTHS, Found, examine
+from pipeinfer_cpp.machine import cores
+from pipeinfer_cpp.versions import cpu_name
 
-VERSION = 1
+VERSION = 2
+PATIENCE = 60.0
+"""Seconds that another process may take for a sample before this one looks itself."""
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What kernels depend on besides the layers, as the stage's own context has it. `exact`: whether widths are
+    compared with single rows at all."""
+
+    kv_type: str
+    flash_attn: bool
+    threads: int
+    gpu_layers: int
+    n_ctx: int
+    widest: int
+    exact: bool
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Those that the stage can reach."""
+        return tuple(d for d in DEPTHS if d + self.widest + 1 <= self.n_ctx) or DEPTHS[:1]
+
+    def open(self, path: str) -> SliceContext:
+        n_ctx = -(-(max(self.depths) + self.widest + 1) // 256) * 256
+        return SliceContext(
+            path,
+            n_ctx=n_ctx,
+            n_seq_max=1,
+            n_ubatch=64,
+            kv_type=self.kv_type,
+            flash_attn=self.flash_attn,
+            n_threads=self.threads,
+            n_gpu_layers=self.gpu_layers,
+        )
 
 
 def probe(
-    ctx: SliceContext, slice_id: str, setup: str, widest: int, exact: bool, report: Callable[[str, int, int], None]
+    source: Source, layers: LayerRange, path: str, setup: Setup, report: Report
 ) -> tuple[dict[int, float], int]:
-    """Seconds by width, and the widest exact run (1 where `exact` was not asked for).
+    """Seconds by rows of the stage that holds these layers of the model in the slice `path`, and its widest exact run
+    (1 where `setup.exact` is off).
 
-    `setup` names what else the result depends on: KV type, flash attention, threads, GPU layers.
-    One worker of a machine measures at a time, so that they do not time each other.
+    Stages of one machine share the work: each takes samples that no other is at.
     """
-    depth = max((d for d in DEPTHS if d + widest + 2 < ctx.n_ctx), default=0)
-    key = f"{VERSION}|{slice_id}|{setup}|{widest}|{depth}|{library_build()}|{_cpu()}"
-    store = cache_dir() / "probes"
-    store.mkdir(exist_ok=True)
-    import hashlib
+    if 0 < setup.gpu_layers <= layers[1] - layers[0]:  # partly on the GPU: no sample is like the whole
+        samples = [Sample(*layers, f"{source.sha256()} {layers}", 1.0)]
+    else:
+        samples = samples_of(source, *layers)
+    found: dict[Sample, Found] = {}
+    at = layers[0] % len(samples)
+    waiting = samples[at:] + samples[:at]
+    deadline = time.monotonic() + PATIENCE
+    while waiting:
+        for sample in list(waiting):
 
-    path = store / (hashlib.sha256(key.encode()).hexdigest()[:24] + ".json")
-    known = _read(path)
-    if "curve" not in known or (exact and "safe" not in known):
-        with machine_lock("probe"):
-            known = _read(path)
-            if "curve" not in known:
-                curve = measure_curve(ctx, tick=lambda a, b: report("timing the slice", a, b))
-                known["curve"] = {str(w): s for w, s in curve.items()}
-            if exact and "safe" not in known:
-                known["safe"] = safe_width(ctx, widest, tick=lambda a, b: report("testing exactness", a, b))
-            known["key"] = key
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(known))
-            os.replace(part, path)
-    return {int(w): float(s) for w, s in known["curve"].items()}, int(known["safe"]) if exact else 1
+            def tick(done: int, total: int) -> None:
+                report("testing exactness", 100 * len(found) + 100 * done // total, 100 * len(samples))
+
+            record = _record(sample, setup)
+            known = _read(record)
+            if known is None:
+                with locked(record.with_suffix(".lock"), wait=False) as held:
+                    known = _read(record)
+                    if known is None and (held or time.monotonic() > deadline):
+                        tick(0, 1)
+                        known = _examine(source, sample, path if sample.layers == layers else None, setup, tick)
+                        _write(record, known)
+            if known is not None:
+                found[sample] = known
+                waiting.remove(sample)
+        if waiting:
+            report("waiting for another stage's test", len(found), len(samples))
+            time.sleep(0.02)
+    curve = {w: sum(s.share * found[s].seconds[w] for s in samples) for w in range(1, setup.widest + 1)}
+    return curve, min(f.safe for f in found.values())
 
 
-def _read(path: Path) -> dict:  # type: ignore[type-arg]
+def _examine(
+    source: Source, sample: Sample, path: str | None, setup: Setup, tick: Callable[[int, int], None]
+) -> Found:
+    with _cut(source, sample) if path is None else contextlib.nullcontext(path) as file:
+        ctx = setup.open(file)
+        try:
+            return examine(ctx, setup.widest, _depths(sample, setup), compare=setup.exact, tick=tick)
+        finally:
+            ctx.close()
+
+
+def _depths(sample: Sample, setup: Setup) -> tuple[int, ...]:
+    return setup.depths if sample.deep else setup.depths[:1]
+
+
+@contextlib.contextmanager
+def _cut(source: Source, sample: Sample) -> Iterator[str]:
+    """The sample as a file, gone at the end: in memory where the system has such files."""
+    plan = slice_plan(source, sample.first, sample.end)
+    if plan.takes_tokens and plan.gives_logits:
+        yield str(source.path)
+        return
+    with contextlib.ExitStack() as stack:
+        if hasattr(os, "memfd_create"):
+            file: IO[bytes] = stack.enter_context(os.fdopen(os.memfd_create("pipeinfer-sample"), "w+b"))
+            name = f"/proc/self/fd/{file.fileno()}"
+        else:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=cache_dir(), suffix=".gguf"))
+            name = file.name
+        write_slices([plan], [file], whole=False)
+        yield name
+
+
+def _record(sample: Sample, setup: Setup) -> Path:
+    """Where a sample's result is kept, by all that it depends on."""
+    parts = (VERSION, sample.signature, setup.kv_type, setup.flash_attn, setup.threads, setup.gpu_layers, setup.widest)
+    parts += (setup.exact, _depths(sample, setup), library_build(), cpu_name(), cores())
+    folder = cache_dir() / "probes"
+    folder.mkdir(exist_ok=True)
+    return folder / (hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:24] + ".json")
+
+
+def _read(path: Path) -> Found | None:
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
+        return Found(int(data["safe"]), {int(w): float(s) for w, s in data["seconds"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            model = next((line for line in file if line.startswith("model name")), "")
-    except OSError:
-        model = platform.processor()
-    return f"{platform.machine()} {model.partition(':')[2].strip() or model} {os.cpu_count()}"
+def _write(path: Path, found: Found) -> None:
+    with appearing(path, durable=False) as out:
+        out.write(json.dumps({"safe": found.safe, "seconds": found.seconds}).encode())

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
 from pipeinfer_cpp.llama.paths import PathSamplers
+from pipeinfer_cpp.llama.selftest import WIDEST
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader
 from pipeinfer_cpp.workers.lifeline import resident_mb
-from pipeinfer_cpp.workers.probe import probe
+from pipeinfer_cpp.workers.probe import Setup, probe
 
 Report = Callable[[str, int, int], None]
 
@@ -41,6 +43,7 @@ class SliceRunner:
         options = load.options
         self.first, self.last = load.index == 0, load.index == load.n_stages - 1
         self._stretch = load.stretch.costs() if load.stretch else None
+        report("loading the layers", 0, 0)
         kv_type, context = _open(load, path)
         self._ctx = context
         self._checkpoints = Checkpoints(context)
@@ -51,9 +54,11 @@ class SliceRunner:
         self._samplers = PathSamplers(context.vocab, context.n_vocab) if self.last else None
         self._n_seq = options.n_seq
         self._wire = codec(load.wire_in, context.row_width)
-        setup = f"{kv_type}|{options.flash_attn}|{options.threads}|{options.gpu_layers}|{load.first}-{load.end}"
+        widest = min(load.max_rows, WIDEST)
+        how = options.flash_attn, options.threads, options.gpu_layers, options.n_ctx
+        setup = Setup(kv_type, *how, widest, load.exact)
         try:
-            curve, safe = probe(context, load.model.sha256, setup, load.max_rows, load.exact, report)
+            curve, safe = probe(Source.open(load.model.path), (load.first, load.end), path, setup, report)
         except BaseException:
             self.close()
             raise
