@@ -67,7 +67,7 @@ class Hub:
     @property
     def gets(self) -> list[Request]:
         """Requests for content."""
-        return [request for request in self.requests if request.method == "GET"]
+        return [r for r in self.requests if r.method == "GET" and not r.path.startswith("/api/")]
 
     def stop(self) -> None:
         self.stopped.set()

@@ -47,7 +47,7 @@ def generate(
     from pipeinfer_cpp.ui.consoles import notice, warn, writer
 
     write = (lambda _text: None) if as_json else writer()
-    with opened(options) as pipeline, OneInterrupt() as interrupt:
+    with opened(options, drafts="tell") as pipeline, OneInterrupt() as interrupt:
         generation = pipeline.generate(
             text, max_tokens=max_tokens, sampling=sampling, stop=tuple(sampling_options.stop or ())
         )

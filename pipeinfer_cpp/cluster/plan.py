@@ -83,7 +83,8 @@ class Plan:
         stage, drafter = lambda n: self._stage_room(n, kv_type), self._draft_room
         self.fit = Fit(target, draft, self.ranges, places or [here] * len(self.ranges), here, stage, drafter)
         # layers on a GPU are not in main memory: what they need is only told
-        n_ctx, note = self.fit.choose(self.options.ctx, self.trained_ctx, strict=strict and self.options.gpu_layers == 0)
+        strict = strict and self.options.gpu_layers == 0
+        n_ctx, note = self.fit.choose(self.options.ctx, self.trained_ctx, strict=strict)
         self.settings = replace(self.settings, n_ctx=n_ctx)
         self.warnings += [note] if note else []
 
@@ -242,15 +243,17 @@ def _room(context: ContextOptions, kv_type: str, draws: int, checkpoints: int) -
 
 def _models(options: Options) -> tuple[Pair | None, Path, Path | None]:
     """The pair's entry where one was named, and the files of target and draft."""
+    from pipeinfer_cpp.models.find import model_path
+
     if options.target is not None:
-        return None, Path(options.target), Path(options.draft) if options.draft is not None else None
+        return None, model_path(options.target), model_path(options.draft) if options.draft is not None else None
     if options.pair is None:
         raise UserError("Name a model: --pair NAME (see `pipeinfer models list`) or --target FILE.")
     from pipeinfer_cpp.models import load_registry
 
     pair = load_registry(Path(options.models) if options.models else None).pair(options.pair)
     if options.draft is not None:
-        draft: Path | None = Path(options.draft)
+        draft: Path | None = model_path(options.draft)
     else:
         draft = pair.path("draft") if pair.draft is not None else None
     return pair, pair.path("target"), draft

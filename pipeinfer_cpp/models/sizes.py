@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+_UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "kB": 10**3}
+
+
+def size_bytes(text: str) -> int | None:
+    """The bytes of `1.2 GB`; None for text of another form."""
+    number, _, unit = text.partition(" ")
+    try:
+        return round(float(number) * _UNITS[unit])
+    except (ValueError, KeyError):
+        return None
+
 
 def size_text(n: float) -> str:
     """Decimal units, as disks and downloads have them: 1.2 GB, 340 MB, 12 kB."""

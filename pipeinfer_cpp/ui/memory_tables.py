@@ -11,7 +11,13 @@ from pipeinfer_cpp.cluster.fit import Fit
 from pipeinfer_cpp.gguf.needs import Needs
 from pipeinfer_cpp.models.sizes import size_text
 
-_PARTS = (("weights", "weights"), ("kv", "KV cache"), ("compute", "compute"), ("checkpoints", "checkpoints"), ("program", "program"))  # fmt: skip
+_PARTS = (
+    ("weights", "weights"),
+    ("kv", "KV cache"),
+    ("compute", "compute"),
+    ("checkpoints", "checkpoints"),
+    ("program", "program"),
+)
 
 
 def memory_table(fit: Fit, n_ctx: int, trained: int) -> Table:
@@ -64,6 +70,6 @@ def _notes(fit: Fit, n_ctx: int, trained: int) -> list[str]:
         notes.append(f"Of this machine's {size_text(memory.total)}, {size_text(memory.free)} are free.")
     if not fit.fits(n_ctx):
         notes.append(f"It does not fit: {fit.refusal(n_ctx, trained)}")
-    elif fit.largest_ctx(trained) > n_ctx:
-        notes.append(f"A context of {fit.largest_ctx(trained):,} would fit here ({size_text(fit.cell() * fit.largest_ctx(trained))} of cache).")
+    elif (largest := fit.largest_ctx(trained)) > n_ctx:
+        notes.append(f"A context of {largest:,} would fit here, with {size_text(fit.cell() * largest)} of cache.")
     return notes
