@@ -48,7 +48,8 @@ def _candidates(target: Source, registry: Registry) -> Iterator[Draft]:
             continue
         seen.add(path.resolve())
         with contextlib.suppress(OSError):
-            yield Draft(path, path.stat().st_size)
+            if size := path.stat().st_size:
+                yield Draft(path, size)
 
 
 class _Verdicts:
