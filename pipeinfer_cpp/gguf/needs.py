@@ -101,8 +101,15 @@ class Model:
         return _largest(self.source.get("{arch}.attention.key_length"), self.source.n_embd // heads)
 
     def _weight(self, first: int, end: int) -> int:
+        """Of what is computed with. Of an embedding only the rows of some tokens are read, from the mapped file,
+        unless it is the output head too."""
         if (first, end) not in self._weights:
-            self._weights[first, end] = slice_plan(self.source, first, end).data_bytes
+            plan = slice_plan(self.source, first, end)
+            sizes = {step.target: step.n_bytes for step in plan.tensors if step.target and not step.is_hole}
+            by_rows = {"per_layer_token_embd.weight"}
+            if not plan.gives_logits or "output.weight" in sizes:
+                by_rows.add("token_embd.weight")
+            self._weights[first, end] = sum(n for name, n in sizes.items() if name not in by_rows)
         return self._weights[first, end]
 
     def _vocabulary(self, last: bool) -> int:
