@@ -185,6 +185,24 @@ def test_generate_fetches_and_the_hint_names_a_draft(pipeinfer, hub: Hub) -> Non
     assert not hub.requests and again == out and "vocabulary" not in err and "acceptance" in err
 
 
+def test_a_stage_finds_what_it_fetched_of_the_coordinators_file(  # type: ignore[no-untyped-def]
+    pipeinfer, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    from pipeinfer_cpp.gguf import Source
+    from pipeinfer_cpp.net.messages import ModelRef
+    from pipeinfer_cpp.workers.resolve import find_model
+
+    own = Path(pipeinfer("models", "pull", "maker/demo-GGUF")[0].strip())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    there = "/home/other/.cache/huggingface/hub/models--maker--demo-GGUF/snapshots/0abc/demo-Q8_0.gguf"
+    model = ModelRef(there, Source.open(TARGET).sha256())
+    assert find_model(model, None, None, lambda *_: None) == own
+    assert names.counterpart("/home/other/models/demo-Q8_0.gguf") is None
+    assert names.counterpart(there.replace("demo-Q8_0", "other")) is None
+
+
 def test_a_draft_that_another_pair_needs_stays(pipeinfer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     draft = 'draft = { repo = "maker/little-GGUF", file = "little-Q4_K_M.gguf" }\n'
     toml = f'[pair.a]\ntarget = {{ repo = "maker/demo-GGUF", file = "demo-Q8_0.gguf" }}\n{draft}'

@@ -151,6 +151,14 @@ def snapshot(repo: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def counterpart(path: str) -> Path | None:
+    """What was fetched here of the file that lies at `path`, in the hub's cache of another machine."""
+    match = re.search(r"/models--(?P<repo>[^/]+)/snapshots/[^/]+/(?P<file>.+\.gguf)$", path)
+    folder = snapshot(match["repo"].replace("--", "/", 1)) if match is not None else None
+    file = folder / match["file"] if folder is not None and match is not None else None
+    return file if file is not None and file.exists() else None
+
+
 def fetched_models() -> list[ModelFile]:
     """All models in the hub's cache, those with all their parts."""
     from huggingface_hub.constants import HF_HUB_CACHE
