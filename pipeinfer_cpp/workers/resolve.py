@@ -22,7 +22,8 @@ def find_model(model: ModelRef, own: Path | None, models: Path | None, report: R
     """This machine's copy of the coordinator's model, by content.
 
     Looked for in this order: the file given to this stage, the pair of that name in its models.toml, the same file
-    of the same repository on Hugging Face among what was fetched here, the coordinator's own path. Raises UserError when none has the same hash.
+    of the same repository on Hugging Face among what was fetched here, the coordinator's own path. Raises UserError
+    when none has the same hash.
     """
     tried = []
     for path in _candidates(model, own, models):
