@@ -12,9 +12,9 @@ from pipeinfer_cpp.gguf.splits import LayerRange, split_by_shares
 from pipeinfer_cpp.memory import Memory
 from pipeinfer_cpp.models.sizes import size_text
 
-KV_UNASKED = 2 << 30
+KV_UNASKED = 1 << 30
 """Bytes of KV cache that a stage takes at most for a context that nobody asked for: llama.cpp writes all of
-it at the start, about a second for so much."""
+it at the start, up to a second for so much."""
 _STEP, _LEAST = 256, 1024
 """Contexts are multiples of the first, and not chosen below the second."""
 
