@@ -1,13 +1,14 @@
 # make chat   a virtual environment, the package, and a chat with the bundled demo pair
 # make test   the same for the test suite
 # make lint   ruff and mypy
+# make real-model   fetch Gemma 3 270M (240 MB) for the tests that use a real model
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml models.toml $(shell find pipeinfer_cpp -name '*.py' -o -name '*.toml' -o -name '*.gguf')
 
-.PHONY: chat test lint clean
+.PHONY: chat test lint real-model clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/pipeinfer chat --pair demo
@@ -18,6 +19,9 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+real-model: $(VENV)/.installed-dev
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[real-model]'
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

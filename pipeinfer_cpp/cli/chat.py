@@ -10,9 +10,11 @@ import typer
 from pipeinfer_cpp.cli.common import DEFAULT_PAIR, PipelineOptions, SamplingOptions
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf import Source
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.chat_template import ChatTemplate
+    from pipeinfer_cpp.models import Pair
     from pipeinfer_cpp.pipeline import Pipeline
 
 
@@ -31,10 +33,13 @@ def chat(
     options = pipeline_options.options()
     if max_tokens < 1:
         raise UserError("--max-tokens must be at least 1.")
-    from pipeinfer_cpp.cli.fetching import offer_to_pull
+    from pipeinfer_cpp.cli.fetching import offer_to_pull, with_files
 
     if options.pair is not None:
         offer_to_pull(options.pair, Path(options.models) if options.models else None)
+    options = with_files(options)
+    if options.target is not None and Path(options.target).is_file():
+        _template(Source.open(options.target), None)  # said now, not after a minute of loading
 
     from pipeinfer_cpp.cli.chat_session import ChatSession
     from pipeinfer_cpp.cli.chat_settings import ChatSettings
@@ -69,13 +74,18 @@ def template_of(pipeline: Pipeline) -> ChatTemplate:
     from pipeinfer_cpp.chat_template import ChatTemplate
 
     plan, vocabulary = pipeline.plan, pipeline.vocabulary
-    source = plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)
-    if not source:
+    text = _template(plan.target, plan.pair)
+    return ChatTemplate(text, bos=vocabulary.name(vocabulary.bos), eos=vocabulary.name(vocabulary.eos))
+
+
+def _template(target: Source, pair: Pair | None) -> str:
+    text = target.chat_template or (pair.chat_template if pair else None)
+    if not text:
         raise UserError(
-            f"{plan.target.path.name} has no chat template: give its pair a chat_template in models.toml, "
-            "or use `pipeinfer generate`."
+            f"{target.path.name} has no chat template: continue a text with `pipeinfer generate`, "
+            "or give it a pair with a chat_template in models.toml."
         )
-    return ChatTemplate(source, bos=vocabulary.name(vocabulary.bos), eos=vocabulary.name(vocabulary.eos))
+    return text
 
 
 __all__ = ["DEFAULT_PAIR", "chat", "template_of"]

@@ -6,13 +6,15 @@ import ctypes
 import functools
 import hashlib
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
-__all__ = ["TENSOR_NAME_OFFSET", "ggml", "lib", "library_build", "log_text", "start"]
+__all__ = ["TENSOR_NAME_OFFSET", "apart", "ggml", "lib", "library_build", "log_text", "start"]
 
 _log: list[str] = []
 _LOG_LINES = 200
@@ -30,6 +32,16 @@ def start() -> None:
     """Initialise llama.cpp once in this process."""
     lib.llama_log_set(_keep, ctypes.c_void_p(0))
     lib.llama_backend_init()
+
+
+def apart(call: Callable[..., Any], *args: Any) -> Any:
+    """A call that makes llama.cpp log much, from a thread of its own.
+
+    Python handles signals in the main thread. If that is inside the log callback, the KeyboardInterrupt is printed and
+    lost, and the call goes on; so it waits here, and is raised at the call's end.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call, *args).result()
 
 
 def log_text(n_lines: int = 8) -> str:

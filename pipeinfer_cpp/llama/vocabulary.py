@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.llama.library import lib, log_text, start
+from pipeinfer_cpp.llama.library import apart, lib, log_text, start
 
 
 class Vocabulary:
@@ -18,7 +18,7 @@ class Vocabulary:
         start()
         params = lib.llama_model_default_params()
         params.vocab_only = True
-        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        self._model = apart(lib.llama_model_load_from_file, os.fsencode(path), params)
         if not self._model:
             raise UserError(f"llama.cpp could not read the vocabulary of {path}: {log_text(3)}")
         self.pointer = lib.llama_model_get_vocab(self._model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +20,7 @@ from pipeinfer_cpp.net.messages import (
     Loaded,
     Message,
 )
+from pipeinfer_cpp.net.sockets import clock
 from pipeinfer_cpp.sampling import Sampling
 from pipeinfer_cpp.workers.draft_paths import DraftPaths, Path
 from pipeinfer_cpp.workers.lifeline import resident_mb
@@ -92,7 +92,7 @@ class Drafter:
         path = self._paths.paths[number]
         chunk = path.tokens[path.cached : path.cached + self._chunk]
         whole = path.cached + len(chunk) == len(path.tokens)
-        began = time.monotonic()
+        began = clock()
         with self._lock:
             if self._pending():
                 return None
@@ -134,7 +134,7 @@ class Drafter:
         self._paths.before(path)
         logits = self._ctx.decode(np.array(chunk, np.int32), pos, np.full(n, path.seq, np.int32), wanted)
         if self._stretch is not None and whole:
-            left = began + self._stretch.costs()(n) - time.monotonic()
+            left = began + self._stretch.costs()(n) - clock()
             if left > 0 and self._cut_short.wait(left):
                 self._paths.take_back(path, path.cached)
                 return None
@@ -157,7 +157,7 @@ class Drafter:
             draw.second,
             draw.second_prob,
             began,
-            time.monotonic(),
+            clock(),
             resident_mb(),
         )
         path.tokens.append(draw.token)

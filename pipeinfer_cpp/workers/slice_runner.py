@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from pipeinfer_cpp.llama.paths import PathSamplers
 from pipeinfer_cpp.llama.selftest import WIDEST
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader
+from pipeinfer_cpp.net.sockets import clock
 from pipeinfer_cpp.workers.lifeline import resident_mb
 from pipeinfer_cpp.workers.probe import Setup, probe
 
@@ -81,7 +81,7 @@ class SliceRunner:
 
     def execute(self, run: RunHeader, payload: memoryview | None, due: float = 0.0) -> Result:
         """Apply the operations, then decode unless the run is dead. On an emulated link it is here at `due`."""
-        began = time.monotonic()
+        began = clock()
         for op in run.ops:
             self._apply(op)
         if run.turn is not None and self._samplers is not None:
@@ -95,15 +95,15 @@ class SliceRunner:
                 self._cut_short.clear()
                 self._current = run.id
         if dead or not run.rows:
-            return Result("skipped", began, time.monotonic())
+            return Result("skipped", began, clock())
         try:
             if due > began:
                 if self._cut_short.wait(due - began):
-                    return Result("skipped", began, time.monotonic())
-                began = time.monotonic()
+                    return Result("skipped", began, clock())
+                began = clock()
             return self._decode(run, payload, began)
         except Aborted:
-            return Result("aborted", began, time.monotonic())
+            return Result("aborted", began, clock())
         finally:
             with self._lock:
                 self._current = -1
@@ -142,11 +142,11 @@ class SliceRunner:
         wanted = np.array([r.draw for r in rows], np.int8) if self.last else None
         out = self._ctx.decode(tokens, pos, seq, wanted, hidden)
         if self._stretch:
-            left = began + self._stretch(len(rows)) - time.monotonic()
+            left = began + self._stretch(len(rows)) - clock()
             if left > 0 and self._cut_short.wait(left):
                 return self._undone(pos, seq, began)
         if self._samplers is None:
-            return Result("done", began, time.monotonic(), hidden=out)
+            return Result("done", began, clock(), hidden=out)
         draws = []
         for row, logits in zip((r for r in rows if r.draw), out, strict=True):
             if self._cut_short.is_set():
@@ -154,7 +154,7 @@ class SliceRunner:
             draw = self._samplers.draw(row.node, row.parent, row.token, row.pos, logits)
             draws.append((draw.token, draw.logprob) if draw is not None else (-1, 0.0))
         self._samplers.final(run.final)
-        return Result("done", began, time.monotonic(), draws=tuple(draws))
+        return Result("done", began, clock(), draws=tuple(draws))
 
     def _undone(self, pos: NDArray[np.int32], seq: NDArray[np.int32], began: float) -> Result:
         """Cancelled behind its decode: its cells go, as after a decode that was aborted. A state that cannot be
@@ -162,7 +162,7 @@ class SliceRunner:
         if not self._ctx.checkpointed:
             for s in set(seq.tolist()):
                 self._ctx.seq_rm(s, int(pos[seq == s].min()), -1)
-        return Result("aborted", began, time.monotonic())
+        return Result("aborted", began, clock())
 
 
 def _open(load: LoadSlice, path: str) -> tuple[str, SliceContext]:

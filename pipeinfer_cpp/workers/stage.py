@@ -29,7 +29,7 @@ from pipeinfer_cpp.net.messages import (
     Welcome,
 )
 from pipeinfer_cpp.net.sockets import Network, Selector, Server, Wakeup, clock
-from pipeinfer_cpp.net.transit import Arrivals, LinkSpeed
+from pipeinfer_cpp.net.transit import Arrivals
 from pipeinfer_cpp.versions import llama_version, package_version
 from pipeinfer_cpp.workers.compute import Compute, Resolve
 
@@ -63,7 +63,8 @@ class Stage:
         self._session = ""
         self._heard = self._looked = 0.0
         self._compute: Compute | None = None
-        self._cancels: Arrivals[tuple[int, ...]] = Arrivals([LinkSpeed()])
+        self._cancels: Arrivals[tuple[int, ...]] | None = None
+        """On an emulated link: cancellations that are still under way."""
 
     def serve(self) -> None:
         """Take messages in for ever."""
@@ -71,13 +72,13 @@ class Stage:
         sys.setswitchinterval(0.0005)
         selector = Selector([self._server, self._wakeup])
         while True:
-            due = self._cancels.next()
+            due = self._cancels.next() if self._cancels is not None else None
             for member in selector.wait(1.0 if due is None else max(due - clock(), 0.0)):
                 if member is self._wakeup:
                     self._wakeup.drain()
                 else:
                     self._take_in()
-            for runs in self._cancels.arrived(clock()):
+            for runs in self._cancels.arrived(clock()) if self._cancels is not None else ():
                 if self._compute is not None:
                     self._compute.cancel(runs)
             while self._out:
@@ -124,14 +125,17 @@ class Stage:
             case RunHeader() if peer in (self._coordinator, self._previous) and self._compute:
                 self._compute.inbox.put((message, payload))
             case Cancel(runs, sent) if peer == self._coordinator and self._compute:
-                self._cancels.push(0, sent, 8 * len(runs), runs)
+                if self._cancels is not None:
+                    self._cancels.push(0, sent, 8 * len(runs), runs)
+                else:  # `sent` is another machine's clock: it means nothing here
+                    self._compute.cancel(runs)
             case Ping(sent):
                 self._server.send(peer, Pong(sent, clock()))
             case Hello():
                 self._hello(peer, message)
             case LoadSlice() if peer == self._coordinator:
                 self._stop_computing()
-                self._cancels = Arrivals([message.link or LinkSpeed()])
+                self._cancels = Arrivals([message.link]) if message.link is not None else None
                 load = self._with_threads(message)
                 self._compute = Compute(self._network, load, self._session, self._resolve, self._post, self._runs)
             case Bye() if peer == self._coordinator:
@@ -189,4 +193,4 @@ class Stage:
             self._compute.stop()
             self._compute = None
         self._out.clear()
-        self._cancels = Arrivals([LinkSpeed()])
+        self._cancels = None
