@@ -19,7 +19,6 @@ from pipeinfer_cpp import Pipeline, Sampling
 from pipeinfer_cpp.gguf.needs import Needs
 from pipeinfer_cpp.models.sizes import size_text
 
-WITHIN = 0.15
 COLUMNS = ("weights", "KV cache", "compute", "checkpoints", "program", "predicted", "measured", "difference")
 
 
@@ -45,6 +44,7 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--ctx-size", type=int)
     parser.add_argument("--prompt-tokens", type=int, default=200)
+    parser.add_argument("--within", type=float, default=0.15, help="share that a process may be off")
     parser.add_argument("--markdown", action="store_true", help="for the docs")
     args = parser.parse_args()
     pair = args.pair or (None if args.target else "demo")
@@ -72,8 +72,8 @@ def main() -> None:
             table.add_row(name, *cells)
         Console(width=130).print(table)
     worst = max(abs(difference) for _, difference in rows)
-    if worst > WITHIN:
-        raise SystemExit(f"A process is {100 * worst:.0f}% off: more than {100 * WITHIN:.0f}%.")
+    if worst > args.within:
+        raise SystemExit(f"A process is {100 * worst:.0f}% off: more than {100 * args.within:.0f}%.")
 
 
 if __name__ == "__main__":

@@ -202,7 +202,8 @@ def test_a_draft_that_is_here_is_offered() -> None:
         said = terminal.until("Let it draft? [Y/n]: ")
         assert "demo-draft-q8_0.gguf (5.9 MB) is on this machine and has the same vocabulary." in " ".join(said.split())
         terminal.type("\n")
-        terminal.until("/help shows")
+        said = " ".join(terminal.until("/help shows").split())
+        assert "Memory needed on this machine (" in said and "tokens costs 8.6 kB." in said
         terminal.prompt()
         terminal.type("Hello\n")
         terminal.until("acceptance")

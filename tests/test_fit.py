@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,3 +179,22 @@ def test_remote_stages_are_weighed_by_what_they_tell(monkeypatch: pytest.MonkeyP
         outline(options).meet(["a", "b", "mine"], [big, small, big])
     with pytest.raises(UserError, match="the machine of tcp://a:1, which can give"):
         outline(options).meet(["a", "a", "a"], [Memory(4 * GB, SPARE + GB // 5), None, None])
+
+
+def test_what_is_needed_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "machine_id", lambda: "mine")
+    monkeypatch.setattr(plan, "memory", lambda: Memory(4 * GB, 3 * GB))
+    told: list[str] = []
+
+    def report(worker: str, now: str, done: int, total: int) -> None:
+        told.extend([now] if worker == "memory" else [])
+
+    plan.make_plan(Options(target=TARGET, draft=DRAFT, stages=2), report)
+    words = r"Memory needed on this machine \(3\.0 GB free\) stage 0 \d+ MB, stage 1 \d+ MB, the draft \d+ MB; "
+    assert len(told) == 1 and re.fullmatch(words + r"each of the context's 1,024 tokens costs 8\.6 kB\.", told[0]), told
+    told.clear()
+    remote = plan.make_plan(Options(target=TARGET, draft=DRAFT, stages=["tcp://a:1", "tcp://b:1"]), report)
+    assert not told
+    remote.meet(["a", "mine"], [Memory(4 * GB, 2 * GB), None])
+    words = r"Memory needed on the machine of tcp://a:1 \(2\.0 GB free\) stage 0 \d+ MB; on this machine \(3\.0 GB free\)"
+    assert len(told) == 1 and re.match(words + r" stage 1 \d+ MB, the draft \d+ MB; each of", told[0]), told

@@ -66,6 +66,24 @@ class Fit:
             needs[here] = needs.get(here, 0) + drafting.total
         return needs
 
+    def sentence(self, n_ctx: int) -> str:
+        """What each process needs, by machine, and what a token of the context costs."""
+        needs: dict[Machine, list[str]] = {}
+        for i, (machine, need) in enumerate(zip(self.machines, self.stages(n_ctx), strict=True)):
+            needs.setdefault(machine, []).append(f"stage {i} {size_text(need.total)}")
+        drafting = self.drafting(n_ctx)
+        if drafting is not None:
+            here = next((machine for machine in needs if machine.name == self.here.name), self.here)
+            needs.setdefault(here, []).append(f"the draft {size_text(drafting.total)}")
+        places = []
+        for machine, parts in needs.items():
+            free = f" ({size_text(machine.memory.free)} free)" if machine.memory is not None else ""
+            places.append(f"on {machine.name}{free} {', '.join(parts)}")
+        return (
+            f"Memory needed {'; '.join(places)}; each of the context's {n_ctx:,} tokens costs "
+            f"{self.cell() / 1000:.1f} kB."
+        )
+
     def fits(self, n_ctx: int) -> bool:
         return not self._tight(n_ctx)
 

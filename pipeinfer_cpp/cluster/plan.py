@@ -25,7 +25,6 @@ from pipeinfer_cpp.gguf import (
 from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.machine import Share, cores, machine_id
 from pipeinfer_cpp.memory import Memory, memory
-from pipeinfer_cpp.models.sizes import size_text
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
@@ -59,6 +58,7 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
     fit: Fit | None = None
     """What it needs of each machine's memory, once all machines are known."""
+    report: Report | None = None
 
     @property
     def links(self) -> Sequence[LinkSpeed]:
@@ -88,6 +88,11 @@ class Plan:
         self.settings = replace(self.settings, n_ctx=n_ctx)
         self.warnings += [note] if note else []
 
+    def tell(self) -> None:
+        """Report what is needed of each machine's memory, once that is known."""
+        if self.fit is not None and self.report is not None:
+            self.report("memory", self.fit.sentence(self.settings.n_ctx), 0, 0)
+
     def _places(self, machines: Sequence[str], memories: Sequence[Memory | None]) -> list[Machine]:
         """Where each stage runs. A machine with several is named by the first, and measured then."""
         known = {machine_id(): Machine("this machine", memory())}
@@ -112,6 +117,7 @@ class Plan:
         one take part of its cores. Raises UserError where the pipeline does not fit."""
         if machines:
             self.settle(self._places(machines, memories))
+            self.tell()
         self.share = replace(self.share, processes=self.share.processes + list(machines).count(machine_id()))
         if self.options.emulate is None and self.share.crowded:
             n, threads = self.share.processes, self.share.threads
@@ -178,9 +184,8 @@ class Plan:
 def make_plan(options: Options, report: Report | None = None) -> Plan:
     """Find the models, check that they fit, divide the layers. Raises UserError."""
     plan = outline(options)
-    if plan.fit is not None and report is not None:
-        needed = sum(plan.fit.by_machine(plan.settings.n_ctx).values())
-        report("coordinator", f"{size_text(needed)} of memory will be needed", 0, 1)
+    plan.report = report
+    plan.tell()
     plan.target_hash = plan.target.sha256(
         lambda done, total: report("coordinator", "hashing the model", done, total) if report else None
     )
