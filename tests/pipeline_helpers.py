@@ -75,7 +75,9 @@ def free_port() -> int:
 class HandStage:
     """A stage started by hand on loopback TCP."""
 
-    def __init__(self, log: Path, own: Path = TARGET, port: int | None = None, more: tuple[str, ...] = (), **env: str) -> None:
+    def __init__(
+        self, log: Path, own: Path = TARGET, port: int | None = None, more: tuple[str, ...] = (), **env: str
+    ) -> None:
         self.address = f"tcp://127.0.0.1:{port or free_port()}"
         self.log = log
         environment = dict(os.environ, PYTHONPATH=str(ROOT), **env)

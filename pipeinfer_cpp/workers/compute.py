@@ -155,7 +155,7 @@ class Compute:
 
     def _execute(self, run: RunHeader, payload: memoryview | None) -> None:
         assert self._runner is not None
-        due = 0.0
+        due = None
         if self._transit is not None:
             due = self._transit.arrival(run.sent, run.size + (payload.nbytes if payload is not None else 0))
         result = self._runner.execute(run, payload, due)

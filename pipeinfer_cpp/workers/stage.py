@@ -61,7 +61,7 @@ class Stage:
         self._coordinator: bytes | None = None
         self._previous: bytes | None = None
         self._session = ""
-        self._heard = self._looked = 0.0
+        self._heard = self._looked = clock()
         self._compute: Compute | None = None
         self._cancels: Arrivals[tuple[int, ...]] | None = None
         """On an emulated link: cancellations that are still under way."""
