@@ -196,5 +196,6 @@ def test_what_is_needed_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     remote = plan.make_plan(Options(target=TARGET, draft=DRAFT, stages=["tcp://a:1", "tcp://b:1"]), report)
     assert not told
     remote.meet(["a", "mine"], [Memory(4 * GB, 2 * GB), None])
-    words = r"Memory needed on the machine of tcp://a:1 \(2\.0 GB free\) stage 0 \d+ MB; on this machine \(3\.0 GB free\)"
-    assert len(told) == 1 and re.match(words + r" stage 1 \d+ MB, the draft \d+ MB; each of", told[0]), told
+    words = r"Memory needed on the machine of tcp://a:1 \(2\.0 GB free\) stage 0 \d+ MB; on this machine "
+    words += r"\(3\.0 GB free\) stage 1 \d+ MB, the draft \d+ MB; each of"
+    assert len(told) == 1 and re.match(words, told[0]), told
