@@ -54,7 +54,7 @@ def chat(
             template_of(pipeline),
             pipeline.vocabulary,
             pipeline.settings.n_ctx,
-            model=pipeline.plan.target_hash,
+            model=pipeline.plan.target.sha256,
             system=system,
         )
         stop = tuple(sampling_options.stop or ())

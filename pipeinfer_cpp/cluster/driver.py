@@ -37,6 +37,8 @@ class Turn:
     max_tokens: int
     sampling: Sampling
     stops: Sequence[str]
+    read: int = 0
+    """Tokens of the prompt that all stages know."""
     out: queue.SimpleQueue[Token | Result | BaseException] = field(default_factory=queue.SimpleQueue)
 
 
@@ -181,6 +183,8 @@ class Driver:
             case msg.RunBack(run, dead, draws, memory, held):
                 self.tally.memory_mb.update(memory)
                 self.held = held or self.held
+                if self._turn is not None and not dead:
+                    self._turn.read = max(self._turn.read, self._outbox.read_by(run))
                 if self.trace is not None:
                     self.trace.instant("coordinator", f"back {run}", clock(), run=run, dead=dead)
                 self._feed(ev.RunDone(run, () if dead else draws))

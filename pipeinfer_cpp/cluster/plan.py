@@ -52,6 +52,7 @@ class Plan:
     settings: Settings
     exact: bool
     target_hash: str
+    """Told to stages on other machines, which look for their own copy of the model by it; else ""."""
     share: Share
     """What each of the workers on this machine may use of it. With cores to spare they wait for messages
     without sleeping."""
@@ -186,15 +187,12 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
     plan = outline(options)
     plan.report = report
     plan.tell()
-    plan.target_hash = plan.target.sha256(
-        lambda done, total: report("coordinator", "hashing the model", done, total) if report else None
-    )
     return plan
 
 
 def outline(options: Options, *, strict: bool = True) -> Plan:
-    """The plan from the headers of the models alone, without the target's hash. Of stages on this machine the
-    context is settled, and it fits if `strict`. Raises UserError."""
+    """The plan, from the headers of the models alone. Of stages on this machine the context is settled, and it
+    fits if `strict`. Raises UserError."""
     pair, target_path, draft_path = _models(options)
     target = Source.open(target_path)
     draft = Source.open(draft_path) if draft_path is not None else None
