@@ -130,7 +130,7 @@ class Pipeline:
         # Those started by hand first: how many of them are on this machine decides what ours may use of it.
         by_hand = {i: self._reach(network, i, address) for i, address in enumerate(plan.addresses) if address}
         machines = [by_hand[i].greet(session, REMOTE_S) if i in by_hand else None for i in range(len(plan.addresses))]
-        plan.meet([machine for machine in machines if machine is not None])
+        plan.meet([m for m in machines if m is not None], [peer.memory for peer in by_hand.values()])
         stages = [by_hand.get(i) or self._start(network, folder, i) for i in range(len(plan.addresses))]
         draft = self._start(network, folder, None) if plan.draft else None
         peers = [*stages, *([draft] if draft else [])]

@@ -48,7 +48,7 @@ def generate(
     from pipeinfer_cpp.ui.progress import reading
 
     write = (lambda _text: None) if as_json else writer()
-    with opened(options) as pipeline, OneInterrupt() as interrupt, reading() as report:
+    with opened(options, drafts="tell") as pipeline, OneInterrupt() as interrupt, reading() as report:
         generation = pipeline.generate(
             text, max_tokens=max_tokens, sampling=sampling, stop=tuple(sampling_options.stop or ()), reading=report
         )

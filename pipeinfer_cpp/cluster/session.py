@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pipeinfer_cpp.cluster.launch import Process
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.memory import Memory
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
     Bye,
@@ -47,6 +48,8 @@ class Peer:
         self._network = network
         self.offset = 0.0
         """Its monotonic clock minus ours, seconds (0 on this machine)."""
+        self.memory: Memory | None = None
+        """Of its machine, when it was greeted."""
         self._broken = False
 
     @property
@@ -85,6 +88,7 @@ class Peer:
             while (pong := self.wait(Pong, timeout)).sent != sent:
                 pass  # stages send some unasked, to see whether anyone is there
             self.offset = pong.clock - (sent + clock()) / 2
+        self.memory = Memory(welcome.memory_total, welcome.memory_free) if welcome.memory_total else None
         return welcome.machine
 
     def wait(self, kind: type[M], timeout: float) -> M:

@@ -17,11 +17,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from pipeinfer_cpp.ui.consoles import err
 
 Report = Callable[[str, str, int, int], None]
-"""(worker, what it does, done, total), as `Pipeline` calls it."""
+"""(worker, what it does, done, total), as `Pipeline` calls it; from "memory" comes a sentence about what is needed."""
 
 
 def _progress(columns: Sequence[ProgressColumn], *, transient: bool = False) -> Progress:
@@ -46,6 +47,10 @@ def opening(what: str) -> Iterator[Report]:
         doing: dict[str, str] = {}
 
         def report(worker: str, now: str, done: int, total: int) -> None:
+            if worker == "memory":  # a line that stays
+                if progress.console.is_terminal:
+                    progress.console.print(Text(now, style="dim"))
+                return
             if worker not in tasks:
                 tasks[worker] = progress.add_task("", total=None)
             if doing.get(worker) != now:
