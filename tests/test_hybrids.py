@@ -15,7 +15,11 @@ from pipeinfer_cpp.engine import Settings
 from pipeinfer_cpp.gguf import Source, slice_plan, write_slice
 from pipeinfer_cpp.gguf.cuts import Cuts
 
-HYBRIDS = ["qwen35", "qwen35moe", "qwen3next", "qwen4exp", "deepseek4", "glm5-next", "nemotron_h", "nemotron_h_moe", "kimi-linear", "granitehybrid", "falcon-h1", "lfm2", "lfm2moe", "bailingmoe3", "jamba", "plamo2", "mamba", "mamba2"]
+HYBRIDS = (
+    *("qwen35", "qwen35moe", "qwen3next", "qwen4exp", "deepseek4", "glm5-next", "nemotron_h", "nemotron_h_moe"),
+    *("kimi-linear", "granitehybrid", "falcon-h1", "lfm2", "lfm2moe", "bailingmoe3", "jamba", "plamo2"),
+    *("mamba", "mamba2"),
+)
 PROMPT, N = 24, 96
 
 

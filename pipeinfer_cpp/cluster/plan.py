@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeinfer_cpp.cluster.fit import Fit, Machine
-from pipeinfer_cpp.engine.settings import Settings
+from pipeinfer_cpp.engine.settings import DRAFT_SLOTS, Settings
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import (
     LayerRange,
@@ -111,7 +111,7 @@ class Plan:
 
     def _draft_room(self, n_ctx: int) -> Room:
         context = self._context(self._draft_cells(n_ctx), self.settings.branches + 1)
-        return _room(context, "f16" if context.kv_type == "auto" else context.kv_type, 1, 1)
+        return _room(context, "f16" if context.kv_type == "auto" else context.kv_type, 1, DRAFT_SLOTS)
 
     def _draft_cells(self, n_ctx: int) -> int:
         return n_ctx + self.settings.branches * (self.settings.max_ahead + 8)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MODES = ("async", "sync", "off")
+DRAFT_SLOTS = 24
+"""States that a draft worker keeps where its model's cannot be taken back in part."""
 TECHNIQUES = ("continuous", "multibuffer", "cancel", "draft-ahead")
 
 
