@@ -6,7 +6,7 @@ tokenised. So the prompt of a turn extends the sequence in the KV caches, and no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -66,7 +66,13 @@ class Conversation:
     """Messages and their tokens. A turn is `ask` (or `again`), then `answered`, or `restore` to give it up."""
 
     def __init__(
-        self, template: ChatTemplate, tokenizer: Tokenizer, n_ctx: int, *, model: str = "", system: str = ""
+        self,
+        template: ChatTemplate,
+        tokenizer: Tokenizer,
+        n_ctx: int,
+        *,
+        model: Callable[[], str] = lambda: "",
+        system: str = "",
     ) -> None:
         self._template, self._tokenizer, self._n_ctx, self._model = template, tokenizer, n_ctx, model
         self.messages: list[Message] = []
@@ -141,7 +147,7 @@ class Conversation:
         self.system = system
 
     def save(self, path: Path) -> None:
-        saved = Saved(self._model, self.messages, self._known)
+        saved = Saved(self._model(), self.messages, self._known)
         try:
             path.write_bytes(msgspec.json.format(msgspec.json.encode(saved)) + b"\n")
         except OSError as error:
@@ -159,7 +165,7 @@ class Conversation:
         turns = roles[1:] if roles[:1] == ["system"] else roles
         if len(roles) < len(saved.messages) or turns != ["user", "assistant"] * (len(turns) // 2):
             raise UserError(f"{path} is not a saved chat: its messages are not questions and answers in turn.")
-        known = saved.known if saved.model == self._model else None
+        known = saved.known if saved.known and saved.model == self._model() else None
         if known is not None and not all(0 <= token < self._tokenizer.size for token in known.tokens):
             known = None
         self.messages, self._known, self._asked = list(saved.messages), known, None

@@ -21,7 +21,8 @@ class Options:
 
     pair, or target (and draft): which models; models: a further models.toml. stages: how many processes
     to start here, or the addresses of stages that run already. split: shares of the layers; layers: the
-    ranges themselves, "0-9,10-19". threads: of each process. ctx: positions a conversation can have.
+    ranges themselves, "0-9,10-19". threads: of each process. ctx: positions a conversation can have, 0 for
+    as many as the model was trained for.
     stretch: makes each stage (one for all, or one each) as slow as given; draft_stretch: the draft.
     wire: codec of the hidden states (see `net.codecs`), one for all links or one each.
     links: emulated ones, from the coordinator to stage 0, between stages, from the last back.
@@ -73,7 +74,7 @@ class Options:
             (self.gpu_layers >= -1, "--gpu-layers must be 0 or more, or -1 for all."),
             (self.kv_type in KV_TYPES, f"--kv-type must be one of {', '.join(KV_TYPES)}."),
             (self.flash_attn or not self.kv_type.startswith("q"), f"--kv-type {self.kv_type} needs --flash-attn."),
-            (self.ctx is None or self.ctx >= 16, "--ctx-size must be at least 16."),
+            (not self.ctx or self.ctx >= 16, "--ctx-size must be at least 16, or 0 for the model's own."),
             (self.branches is None or 1 <= self.branches <= 16, "--branches must be between 1 and 16."),
             (self.cutoff is None or 0.0 <= self.cutoff <= 1.0, "--cutoff must be between 0 and 1."),
             (self.draft_max is None or 1 <= self.draft_max <= 63, "--draft-max must be between 1 and 63."),

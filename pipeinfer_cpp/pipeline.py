@@ -18,10 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pipeinfer_cpp.cluster.cutting import Cutting
 from pipeinfer_cpp.cluster.driver import Driver, Turn
 from pipeinfer_cpp.cluster.launch import Process, SocketDir
 from pipeinfer_cpp.cluster.plan import Plan, make_plan
-from pipeinfer_cpp.cluster.session import Peer, load
+from pipeinfer_cpp.cluster.session import Loading, Peer
 from pipeinfer_cpp.engine import CostCurve
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.sampler import Sampler
@@ -32,6 +33,9 @@ from pipeinfer_cpp.results import Result, Token
 from pipeinfer_cpp.sampling import Sampling
 
 Report = Callable[[str, str, int, int], None]
+"""(worker, what it does, done, in all; 0 where that is not known). Called from more than one thread."""
+Reading = Callable[[int, int], None]
+"""(tokens read, tokens of the prompt)"""
 LOCAL_S, REMOTE_S = 30.0, 5.0
 """Seconds that a worker has for its first answer, here and on another machine."""
 
@@ -42,8 +46,8 @@ class Generation:
     Leaving the loop early, `cancel()` or an exception ends the generation and keeps the conversation.
     """
 
-    def __init__(self, driver: Driver, turn: Turn) -> None:
-        self._driver, self._turn = driver, turn
+    def __init__(self, driver: Driver, turn: Turn, reading: Reading | None = None) -> None:
+        self._driver, self._turn, self._reading = driver, turn, reading
         self.result: Result | None = None
 
     def __iter__(self) -> Iterator[Token]:
@@ -73,12 +77,20 @@ class Generation:
         return self.result
 
     def _get(self) -> Token | Result | BaseException:
+        n_prompt = len(self._turn.prompt)
         while True:
             try:
-                return self._turn.out.get(timeout=0.5)
+                item = self._turn.out.get(timeout=0.1 if self._reading else 0.5)
             except queue.Empty:
                 if self._driver.failure is not None:
                     raise self._driver.failure from None
+                if self._reading is not None:
+                    self._reading(min(self._turn.read, n_prompt - 1), n_prompt)
+            else:
+                if self._reading is not None:
+                    self._reading(n_prompt, n_prompt)
+                    self._reading = None
+                return item
 
     def _end(self, item: Result | BaseException) -> None:
         if isinstance(item, Result):
@@ -110,8 +122,6 @@ class Pipeline:
     def _open(self, options: Options, report: Report | None) -> None:
         self.plan: Plan = make_plan(options, report)
         plan = self.plan
-        self.vocabulary = Vocabulary(plan.target.path)
-        self._resources.callback(self.vocabulary.close)
         network = Network()
         self._resources.callback(network.close)
         folder = SocketDir()
@@ -120,15 +130,30 @@ class Pipeline:
         # Those started by hand first: how many of them are on this machine decides what ours may use of it.
         by_hand = {i: self._reach(network, i, address) for i, address in enumerate(plan.addresses) if address}
         machines = [by_hand[i].greet(session, REMOTE_S) if i in by_hand else None for i in range(len(plan.addresses))]
-        plan.meet([machine for machine in machines if machine is not None])
+        plan.meet([m for m in machines if m is not None], [peer.memory for peer in by_hand.values()])
         stages = [by_hand.get(i) or self._start(network, folder, i) for i in range(len(plan.addresses))]
         draft = self._start(network, folder, None) if plan.draft else None
         peers = [*stages, *([draft] if draft else [])]
+        # All of what takes long goes on at the same time: cutting, starting processes, the vocabulary, the draft.
+        ours = [i for i, machine in enumerate(machines) if machine is None]
+        loading = Loading(peers, report)
+        cutting = Cutting(plan.target, [(stages[i].name, plan.ranges[i]) for i in ours], bool(by_hand), report)
+        self._resources.callback(cutting.close)
         for peer in peers:
             if not peer.remote:
                 peer.greet(session, LOCAL_S)
-        orders = plan.orders([peer.runs.address for peer in stages], machines, self.vocabulary.eog)
-        loaded = load(peers, orders, report)[: len(stages)]
+        self.vocabulary = Vocabulary(plan.target.path)
+        self._resources.callback(self.vocabulary.close)
+        runs = [peer.runs.address for peer in stages]
+        if draft is not None:
+            loading.send(draft, plan.orders(runs, machines, self.vocabulary.eog)[-1])
+        while not cutting.done():
+            loading.poll()
+        if by_hand:
+            plan.target_hash = plan.target.sha256()
+        for peer, order in zip(stages, plan.orders(runs, machines, self.vocabulary.eog), strict=False):
+            loading.send(peer, order)
+        loaded = loading.wait()[: len(stages)]
         self.exact = plan.exact
         self.kv_type = loaded[0].kv_type
         self.threads = [m.threads for m in loaded]
@@ -143,6 +168,7 @@ class Pipeline:
             plan.settings,
             max_rows=min(safe, plan.settings.max_rows),
             eog=self.vocabulary.eog,
+            exact=plan.exact,
             checkpoints=checkpoints,
         )
         self.last: Result | None = None
@@ -187,10 +213,15 @@ class Pipeline:
         max_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        goes_on: bool = False,
+        reading: Reading | None = None,
     ) -> Generation:
         """Begin a generation behind the prompt: text, or token ids as they are.
 
-        What the stages still hold of an earlier prompt with the same beginning is not computed again.
+        What the stages still hold of an earlier prompt with the same beginning is not computed again; in exact
+        mode only what this prompt alone would compute in the same way, unless it `goes_on`: is the next turn
+        of the conversation that the stages hold. `reading` is told how many of the prompt's tokens are read, now
+        and then until the first token comes, and that all are.
         Raises UserError for a prompt that does not fit the context.
         """
         if self.driver.failure is not None:
@@ -210,8 +241,8 @@ class Pipeline:
         if not all(0 <= t < self.vocabulary.size for t in tokens):
             raise UserError(f"The prompt has token ids outside of the vocabulary (0 to {self.vocabulary.size - 1}).")
         self.check_grammar(sampling)
-        turn = Turn(tuple(tokens), max_tokens, sampling, tuple(stop))
-        generation = _Remembered(self, turn)
+        turn = Turn(tuple(tokens), max_tokens, sampling, tuple(stop), goes_on)
+        generation = _Remembered(self, turn, reading)
         self.driver.begin(turn)
         return generation
 
@@ -253,8 +284,8 @@ class Pipeline:
 class _Remembered(Generation):
     """Leaves its result in `Pipeline.last`."""
 
-    def __init__(self, pipeline: Pipeline, turn: Turn) -> None:
-        super().__init__(pipeline.driver, turn)
+    def __init__(self, pipeline: Pipeline, turn: Turn, reading: Reading | None) -> None:
+        super().__init__(pipeline.driver, turn, reading)
         self._pipeline = pipeline
 
     def _end(self, item: Result | BaseException) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Hub:
     @property
     def gets(self) -> list[Request]:
         """Requests for content."""
-        return [request for request in self.requests if request.method == "GET"]
+        return [r for r in self.requests if r.method == "GET" and not r.path.startswith("/api/")]
 
     def stop(self) -> None:
         self.stopped.set()
@@ -98,6 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(ConnectionError):
             if path.startswith("/content/"):
                 return self._content(hub, hub.files[path.removeprefix("/content/")])
+            if path.startswith("/api/models/"):
+                return self._list(hub, path.removeprefix("/api/models/"))
             repo, _, name = path[1:].partition("/resolve/main/")
             if repo in hub.gated:
                 return self._refuse(401, "GatedRepo", "Access to the model is restricted.")
@@ -106,6 +109,16 @@ class _Handler(BaseHTTPRequestHandler):
             if f"{repo}/{name}" not in hub.files:
                 return self._refuse(404, "EntryNotFound", "Entry not found", hub.commit)
             self._describe(hub, f"{repo}/{name}")
+
+    def _list(self, hub: Hub, repo: str) -> None:
+        """What the repository holds."""
+        files = {key.removeprefix(repo + "/"): data for key, data in hub.files.items() if key.startswith(repo + "/")}
+        if not files:
+            return self._refuse(401, "RepoNotFound", "Invalid username or password.")
+        siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+        body = json.dumps({"id": repo, "sha": hub.commit, "siblings": siblings}).encode()
+        self._head(200, {"Content-Type": "application/json"}, len(body))
+        self.wfile.write(body)
 
     def _refuse(self, code: int, kind: str, text: str, commit: str | None = None) -> None:
         headers = {"X-Error-Code": kind, "X-Error-Message": text}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import pipeinfer
-from pipeline_helpers import alive, until, worker_pids
+from pipeline_helpers import TARGET, alive, until, worker_pids
 from terminal import Terminal
 
 BEAR = "Tell me a long story about a bear."
@@ -194,3 +194,18 @@ def test_lines_from_a_pipe() -> None:
     assert result.code == 0 and not result.left
     assert len(result.out.splitlines()) == 2 and "\x1b" not in result.out and "> " not in result.out
     assert result.err.count(" tokens · ") == 2 and "no command /dance" in result.err
+
+
+def test_a_draft_that_is_here_is_offered() -> None:
+    terminal = Terminal("chat", "--target", TARGET, "--stages", 1)
+    try:
+        said = terminal.until("Let it draft? [Y/n]: ")
+        assert "demo-draft-q8_0.gguf (5.9 MB) is on this machine and has the same vocabulary." in " ".join(said.split())
+        terminal.type("\n")
+        said = " ".join(terminal.until("/help shows").split())
+        assert "Memory needed on this machine (" in said and "tokens costs 8.6 kB." in said
+        terminal.prompt()
+        terminal.type("Hello\n")
+        terminal.until("acceptance")
+    finally:
+        terminal.close()

@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files that are wrong in some way; every command runs here."""
     path = tmp_path_factory.mktemp("bad")
     build(path / "tiny.gguf", MODELS["llama-tied"])
-    build(path / "falcon.gguf", Tiny("falcon"))
+    build(path / "kimi.gguf", Tiny("kimi-k3"))
     build(path / "mamba.gguf", Tiny("mamba"))
     content = TARGET.read_bytes()
     (path / "half.gguf").write_bytes(content[: len(content) // 2])
@@ -53,13 +53,13 @@ GENERATING: list[tuple[str, str]] = [
     ("--target half.gguf", "truncated"),
     ("--target empty.gguf", "not a GGUF"),
     ("--target text.gguf", "not a GGUF"),
-    ("--target falcon.gguf", "'falcon'"),
-    ("--target mamba.gguf", "'mamba'"),
+    ("--target kimi.gguf", "'kimi-k3'"),
+    ("--target mamba.gguf", "mamba"),
     (f"--target {TARGET} --draft tiny.gguf", "vocabulary"),
     (f"--target {TARGET} --draft nowhere.gguf", "no file nowhere.gguf"),
     (f"--pair demo --target {TARGET}", "not both"),
     ("--pair nothing", "no pair named 'nothing'"),
-    ("--pair falcon-180b", "cannot be run"),
+    ("--pair falcon-180b", "is not on this machine"),
     ("--models nowhere.toml", "nowhere.toml does not exist"),
     ("--models syntax.toml", "not valid TOML"),
     ("--models key.toml", "unknown field `tarrget`"),
@@ -103,14 +103,14 @@ OTHERS: list[tuple[str, str]] = [
     ("generate --prompt-file latin.txt", "UTF-8"),
     ("generate --prompt-file long.txt", "and the context 1024"),
     ("generate -", "empty"),
-    ("chat --target falcon.gguf", "'falcon'"),
+    ("chat --target kimi.gguf", "'kimi-k3'"),
     ("stage", "--listen"),
     ("stage --listen nowhere", "not an address"),
     ("stage --listen tcp://0.0.0.0:7711", "--insecure"),
     ("slice tiny.gguf", "one of --layers"),
     ("slice tiny.gguf --stages 5", "4 layers"),
     ("slice tiny.gguf --stages 2 -o nowhere", "not a folder"),
-    ("slice falcon.gguf --stages 2", "'falcon'"),
+    ("slice kimi.gguf --stages 2", "'kimi-k3'"),
     ("models inspect nothing", "no pair named"),
     ("models list --models syntax.toml", "not valid TOML"),
     ("sing", "'sing'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tiny_models import MODELS, Tiny, build
 
 from pipeinfer_cpp.cli import run
 from pipeinfer_cpp.gguf import Source
+from pipeinfer_cpp.memory import Memory
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +87,17 @@ def test_list_shows_all_pairs_and_what_is_here(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     models = tmp_path / "models.toml"
-    models.write_text('[pair.mine]\ndescription = "My own"\ntarget = { path = "none.gguf", size = "1 GB" }\n')
+    models.write_text(
+        '[pair.mine]\ndescription = "My own"\ntarget = { path = "none.gguf", size = "1 GB" }\n'
+        '[pair.odd]\ntarget = { path = "x.gguf" }\nsupported = false\nreason = "too odd."\n'
+    )
     lines = said(capfd, "models", "list", "--models", models).splitlines()
     row = {
         line.split("│")[1].strip(): [part.strip() for part in line.split("│")[2:-1]] for line in lines if "│" in line
     }
-    assert row["demo"][1:] == ["45 MB", "6 MB", "yes"]
-    assert row["mine"] == ["My own", "1 GB", "none", "no"]
-    assert "falcon" in row["falcon-180b"][-1] and row["falcon-180b"][-1].startswith("no: ")
+    assert row["demo"][1:] == ["45 MB", "5.9 MB", "yes", "yes"]
+    assert row["mine"] == ["My own", "1 GB", "none", "no", "yes"]
+    assert row["kimi-k2.6"][1:] == ["375 GB", "none", "no", "no"] and row["odd"][-2] == "no: too odd."
 
 
 @pytest.mark.parametrize("command", ["", "generate", "chat", "stage", "slice", "models", "models inspect"])
@@ -103,3 +108,27 @@ def test_help(capfd: pytest.CaptureFixture[str], command: str) -> None:
 def test_version() -> None:
     result = pipeinfer("--version")
     assert result.code == 0 and result.out.startswith("pipeinfer 0.") and "llama-cpp-python 0." in result.out
+
+
+def test_inspect_weighs_the_stages(capfd: pytest.CaptureFixture[str]) -> None:
+    rows = {}
+    for line in said(capfd, "models", "inspect", "demo", "--stages", "2", "--ctx-size", "512").splitlines():
+        cells = [cell.strip() for cell in line.split("│")[1:-1]]
+        if len(cells) > 2:
+            rows[cells[0]] = cells[1:]
+    assert set(rows) == {"stage 0", "stage 1", "draft", "together"} and rows["stage 1"][0] == "6-11"
+    memory = json.loads(said(capfd, "models", "inspect", "demo", "--stages", "2", "--json"))["memory"]
+    assert (memory["ctx"], memory["ctx_largest"], memory["fits"]) == (1024, 1024, True)
+    assert memory["bytes_per_token"] == 12 * 2 * 256 * 34 / 32 + 4 * 2 * 128 * 2 and memory["free"] > 0
+    for process in memory["processes"]:
+        parts = ("weights", "kv", "compute", "checkpoints", "program")
+        assert process["total"] == sum(process[part] for part in parts)
+
+
+def test_inspect_says_that_a_model_does_not_fit(
+    capfd: pytest.CaptureFixture[str], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeinfer_cpp.cluster.plan.memory", lambda: Memory(1 << 30, 300 << 20))
+    monkeypatch.setenv("COLUMNS", "300")
+    out = said(capfd, "models", "inspect", tiny, "--stages", "2")
+    assert "It does not fit: tiny.gguf with a context of" in out and "of this machine" in out

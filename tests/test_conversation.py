@@ -39,7 +39,7 @@ TEXT = Bytes().text
 
 
 def conversation(n_ctx: int = 2000, template: str = CHATML, system: str = "", model: str = "m") -> Conversation:
-    return Conversation(ChatTemplate(template), Bytes(), n_ctx, model=model, system=system)
+    return Conversation(ChatTemplate(template), Bytes(), n_ctx, model=lambda: model, system=system)
 
 
 def turn(

@@ -52,16 +52,20 @@ def sane(model: ModelFile) -> None:
     assert len(set(model.names)) == model.parts, model
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-weak"])
+@pytest.mark.parametrize("name", [name for name, pair in load_registry().pairs.items() if pair.draft is not None])
 def test_bundled_models_fit_each_other(name: str) -> None:
+    """Only headers are read, of those pairs whose files are here."""
     pair = load_registry().pair(name)
-    assert pair.target.path is not None and pair.draft is not None and pair.draft.path is not None
-    check_pair(Source.open(pair.target.path), Source.open(pair.draft.path))
+    target, draft = (model.local() for model in pair.files)
+    if target is None or draft is None:
+        pytest.skip("not on this machine")
+    check_pair(Source.open(target), Source.open(draft))
 
 
-def test_a_pair_that_cannot_be_run() -> None:
-    with pytest.raises(UserError, match="falcon-180b cannot be run: its architecture, falcon"):
-        load_registry().pair("falcon-180b")
+def test_a_pair_that_cannot_be_run(tmp_path: Path) -> None:
+    text = '[pair.odd]\ntarget = { path = "x.gguf" }\nsupported = false\nreason = "it is too odd for this version."\n'
+    with pytest.raises(UserError, match="The pair odd cannot be run: it is too odd"):
+        load_registry(write(tmp_path / "odd.toml", text)).pair("odd")
 
 
 @pytest.mark.parametrize(

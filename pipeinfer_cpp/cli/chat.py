@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,7 @@ from pipeinfer_cpp.gguf import Source
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.chat_template import ChatTemplate
-    from pipeinfer_cpp.models import ModelFile, Pair
+    from pipeinfer_cpp.models import Pair
     from pipeinfer_cpp.pipeline import Pipeline
 
 
@@ -34,9 +33,12 @@ def chat(
     options = pipeline_options.options()
     if max_tokens < 1:
         raise UserError("--max-tokens must be at least 1.")
+    from pipeinfer_cpp.cli.fetching import offer_to_pull, with_files
+
     if options.pair is not None:
-        _offer_to_pull(options.pair, Path(options.models) if options.models else None)
-    elif options.target is not None and Path(options.target).is_file():
+        offer_to_pull(options.pair, Path(options.models) if options.models else None)
+    options = with_files(options)
+    if options.target is not None and Path(options.target).is_file():
         _template(Source.open(options.target), None)  # said now, not after a minute of loading
 
     from pipeinfer_cpp.cli.chat_session import ChatSession
@@ -46,13 +48,13 @@ def chat(
     from pipeinfer_cpp.conversation import Conversation
     from pipeinfer_cpp.ui.consoles import notice, warn
 
-    with opened(options) as pipeline:
+    with opened(options, drafts="ask") as pipeline:
         pipeline.check_grammar(sampling)
         conversation = Conversation(
             template_of(pipeline),
             pipeline.vocabulary,
             pipeline.settings.n_ctx,
-            model=pipeline.plan.target_hash,
+            model=pipeline.plan.target.sha256,
             system=system,
         )
         stop = tuple(sampling_options.stop or ())
@@ -86,30 +88,4 @@ def _template(target: Source, pair: Pair | None) -> str:
     return text
 
 
-def _offer_to_pull(name: str, models: Path | None) -> None:
-    """Fetch what the pair lacks here, if the user says so. Raises UserError where it stays missing."""
-    from pipeinfer_cpp.models import load_registry
-
-    pair = load_registry(models).pair(name)
-    missing = [model for model in (pair.target, pair.draft) if model is not None and model.local() is None]
-    if not missing or any(model.path is not None for model in missing):
-        return  # nothing to fetch, or a path that is wrong: opening says which
-    what = " and ".join(f"{model.name} ({model.size or 'size unknown'})" for model in missing)
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UserError(f"The pair {name} is not on this machine: run `pipeinfer models pull {name}` first ({what}).")
-    if not typer.confirm(f"{what} is not on this machine. Fetch it now?", default=True, err=True):
-        raise UserError(f"Without its files the pair {name} cannot be used: `pipeinfer models pull {name}` gets them.")
-    fetch(missing)
-
-
-def fetch(missing: list[ModelFile]) -> None:
-    """Pull files with bars."""
-    from pipeinfer_cpp.models import pull
-    from pipeinfer_cpp.ui.progress import transfer
-
-    with transfer() as progress:
-        for model in missing:
-            pull(model, progress)
-
-
-__all__ = ["DEFAULT_PAIR", "chat", "fetch", "template_of"]
+__all__ = ["DEFAULT_PAIR", "chat", "template_of"]

@@ -14,6 +14,7 @@ from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.ui.consoles import complain, err, notice, out, warn, writer
 from pipeinfer_cpp.ui.origins import Painter, legend
+from pipeinfer_cpp.ui.progress import reading
 
 
 class ChatSession:
@@ -88,9 +89,14 @@ class ChatSession:
 
     def _stream(self, prompt: Prompt) -> tuple[Result, bool]:
         settings = self.settings
-        with OneInterrupt() as interrupt:
+        with OneInterrupt() as interrupt, reading() as report:
             generation = self.pipeline.generate(
-                prompt.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling, stop=settings.stop
+                prompt.tokens,
+                max_tokens=settings.max_tokens,
+                sampling=settings.sampling,
+                stop=settings.stop,
+                goes_on=True,
+                reading=report,
             )
             shown = 0
             try:

@@ -30,10 +30,16 @@ class PipelineOptions:
         typer.Option(help="A pair of models.toml (default: demo).", metavar="NAME", rich_help_panel=_MODELS),
     ] = None
     target: Annotated[
-        Path | None, typer.Option(help="The target model, a GGUF.", metavar="FILE", rich_help_panel=_MODELS)
+        Path | None,
+        typer.Option(
+            help="The target model: a GGUF, or its name on Hugging Face (the default quantisation is Q4_K_M).",
+            metavar="FILE|OWNER/REPO:QUANT",
+            rich_help_panel=_MODELS,
+        ),
     ] = None
     draft: Annotated[
-        Path | None, typer.Option(help="Its draft model, a GGUF.", metavar="FILE", rich_help_panel=_MODELS)
+        Path | None,
+        typer.Option(help="Its draft model, named likewise.", metavar="FILE|OWNER/REPO:QUANT", rich_help_panel=_MODELS),
     ] = None
     models: Annotated[
         Path | None, typer.Option(help="A further models.toml.", metavar="FILE", rich_help_panel=_MODELS)
@@ -63,7 +69,8 @@ class PipelineOptions:
     ctx_size: Annotated[
         int | None,
         typer.Option(
-            help="Positions a conversation can have (default: what the model was trained for, at most 4096).",
+            help="Positions a conversation can have, 0: what the model was trained for (default: as much of that "
+            "as fits well into memory).",
             rich_help_panel=_PIPELINE,
         ),
     ] = None

@@ -45,11 +45,12 @@ def generate(
     from pipeinfer_cpp.cli.opened import opened
     from pipeinfer_cpp.cli.signals import OneInterrupt
     from pipeinfer_cpp.ui.consoles import notice, warn, writer
+    from pipeinfer_cpp.ui.progress import reading
 
     write = (lambda _text: None) if as_json else writer()
-    with opened(options) as pipeline, OneInterrupt() as interrupt:
+    with opened(options, drafts="tell") as pipeline, OneInterrupt() as interrupt, reading() as report:
         generation = pipeline.generate(
-            text, max_tokens=max_tokens, sampling=sampling, stop=tuple(sampling_options.stop or ())
+            text, max_tokens=max_tokens, sampling=sampling, stop=tuple(sampling_options.stop or ()), reading=report
         )
         shown = 0
         try:

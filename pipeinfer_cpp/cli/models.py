@@ -1,79 +1,171 @@
-"""`pipeinfer models`: which there are, what is in them, fetching them, making bigger ones of them."""
+"""`pipeinfer models`: which there are, what is in them, fetching and removing them, making bigger ones of them."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-app = typer.Typer(name="models", help="List, inspect, fetch and inflate models.", no_args_is_help=True)
+from pipeinfer_cpp.cli import pruning
+from pipeinfer_cpp.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeinfer_cpp.models import ModelFile
+
+app = typer.Typer(
+    name="models", help="List, inspect, fetch, remove and inflate models; clean up slices.", no_args_is_help=True
+)
 _MODELS = typer.Option("--models", help="A further models.toml.", metavar="FILE")
+_JSON = typer.Option("--json", help="One JSON object on stdout, for programs.")
+_WHAT = "FILE|PAIR|OWNER/REPO:QUANT"
+app.command()(pruning.prune)
 
 
 @app.command("list")
-def list_pairs(models: Annotated[Path | None, _MODELS] = None) -> None:
-    """All pairs, and which of them are on this machine."""
+def list_models(models: Annotated[Path | None, _MODELS] = None, as_json: Annotated[bool, _JSON] = False) -> None:
+    """All pairs, what else was fetched from Hugging Face, what is on this machine and what would fit it."""
     from pipeinfer_cpp.models import load_registry
+    from pipeinfer_cpp.models.hub import fetched_models
     from pipeinfer_cpp.ui.consoles import out
-    from pipeinfer_cpp.ui.model_tables import pairs_table
+    from pipeinfer_cpp.ui.model_lists import list_fields, models_table
 
-    out().print(pairs_table(load_registry(models)))
+    registry = load_registry(models)
+    known = {model for pair in registry.pairs.values() for model in pair.files}
+    others = [m for m in fetched_models() if not any((m.repo, m.file) == (k.repo, k.file) for k in known)]
+    if as_json:
+        _write(list_fields(registry, others))
+    else:
+        out().print(models_table(registry, others))
 
 
 @app.command()
 def inspect(
-    what: Annotated[str, typer.Argument(help="A GGUF, or a pair's name.", metavar="FILE|PAIR")],
+    what: Annotated[str, typer.Argument(help="A GGUF, a pair, or a name on Hugging Face.", metavar=_WHAT)],
+    stages: Annotated[
+        int | None, typer.Option(min=1, help="What it needs of this machine's memory in so many stages.", metavar="N")
+    ] = None,
+    ctx_size: Annotated[
+        int | None, typer.Option(min=0, help="With a context of so many positions (0: the model's own).", metavar="N")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Shares of the layers: 0.3,0.7.", metavar="SHARES")] = None,
     models: Annotated[Path | None, _MODELS] = None,
+    as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Architecture, layers, sizes, quantisation, context, template; whether it can be sliced; a pair's fit."""
-    from pipeinfer_cpp.errors import UserError
+    """Architecture, layers, sizes, quantisation, context, template; whether it can be sliced; a pair's fit.
+
+    With --stages also what each stage needs of memory, what a token of the context costs, and what is free.
+    """
     from pipeinfer_cpp.gguf import Source
     from pipeinfer_cpp.models import load_registry
     from pipeinfer_cpp.ui.consoles import out
-    from pipeinfer_cpp.ui.model_tables import fit_line, pair_lines, source_table
+    from pipeinfer_cpp.ui.model_tables import fit_line, pair_lines, source_fields, source_table
 
-    path = Path(what).expanduser()
-    if path.suffix == ".gguf" or path.is_file():
-        out().print(source_table(Source.open(path)))
-        return
-    pair = load_registry(models).pair(what)
-    out().print(pair_lines(pair))
-    sources = []
-    for part, model in (("target", pair.target), ("draft", pair.draft)):
+    pair = None if _is_file(what) else load_registry(models).pair(what)
+    files: list[tuple[str, Path]] = [("", _file_of(what, models))] if pair is None else []
+    if pair is not None and not as_json:
+        out().print(pair_lines(pair))
+    for part, model in (("target", pair.target), ("draft", pair.draft)) if pair is not None else ():
         if model is None:
             continue
         here = model.local()
         if here is None and model.path is not None:
             raise UserError(f"The {part} of {what}, {model.path}, does not exist: mend models.toml.")
-        if here is None:
+        if here is not None:
+            files.append((part, here))
+        elif not as_json:
             typer.echo(f"{part}: {model.name} is not on this machine; `pipeinfer models pull {what}` gets it.")
-            continue
-        sources.append(Source.open(here))
-        out().print(source_table(sources[-1], part))
-    if len(sources) == 2:
-        out().print(fit_line(*sources))
+    sources = {part: Source.open(path) for part, path in files}
+    fields: dict[str, Any] = {part or "model": source_fields(source) for part, source in sources.items()}
+    if not as_json:
+        for part, source in sources.items():
+            out().print(source_table(source, part))
+        if len(sources) == 2:
+            out().print(fit_line(*sources.values()))
+    target = sources.get("target", sources.get(""))
+    if target is not None and (stages is not None or split is not None):
+        fields["memory"] = _weighed(target.path, sources.get("draft"), stages, split, ctx_size, as_json)
+    if as_json:
+        _write(fields)
+
+
+def _weighed(
+    target: Path, draft: Any, stages: int | None, split: str | None, ctx: int | None, as_json: bool
+) -> dict[str, Any]:
+    """What a pipeline of these files needs here: shown as a table, or for programs."""
+    from pipeinfer_cpp.cluster.plan import outline
+    from pipeinfer_cpp.gguf.splits import parse_shares
+    from pipeinfer_cpp.options import Options
+    from pipeinfer_cpp.ui.consoles import out
+    from pipeinfer_cpp.ui.memory_tables import memory_fields, memory_table
+
+    shares = parse_shares(split) if split is not None else None
+    n = stages if stages is not None else len(shares or ())
+    options = Options(
+        target=target, draft=draft.path if draft is not None else None, stages=n, split=shares, ctx=ctx
+    )
+    options.check()
+    plan = outline(options, strict=False)
+    assert plan.fit is not None
+    if not as_json:
+        out().print(memory_table(plan.fit, plan.settings.n_ctx, plan.trained_ctx))
+    return memory_fields(plan.fit, plan.settings.n_ctx, plan.trained_ctx)
 
 
 @app.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="The pair's name.", metavar="PAIR")],
+    name: Annotated[str, typer.Argument(help="A pair, or a name on Hugging Face.", metavar="PAIR|OWNER/REPO:QUANT")],
     models: Annotated[Path | None, _MODELS] = None,
+    as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Fetch a pair's files; an interrupted download goes on where it stopped."""
-    from pipeinfer_cpp.cli.chat import fetch
-    from pipeinfer_cpp.models import load_registry
+    """Fetch a model or a pair's files; an interrupted download goes on where it stopped."""
+    from pipeinfer_cpp.cli.fetching import fetch
 
-    pair = load_registry(models).pair(name)
-    files = [model for model in (pair.target, pair.draft) if model is not None]
+    files = _named(name, models)
     fetch(files)
-    for model in files:
-        typer.echo(str(model.local()))
+    paths = [str(model.local()) for model in files]
+    if as_json:
+        _write({"files": paths})
+    else:
+        typer.echo("\n".join(paths))
+
+
+@app.command("rm")
+def remove(
+    name: Annotated[str, typer.Argument(help="A pair, or a name on Hugging Face.", metavar="PAIR|OWNER/REPO:QUANT")],
+    models: Annotated[Path | None, _MODELS] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Remove what was fetched of a model or a pair. A draft that another pair here uses stays."""
+    from pipeinfer_cpp.models import load_registry
+    from pipeinfer_cpp.models.removing import needed_by, remove
+    from pipeinfer_cpp.models.sizes import size_text
+
+    registry = load_registry(models)
+    own = [model for model in _named(name, models, fetched=True) if model.path is None]
+    if not own:
+        raise UserError(f"The files of {name} were not fetched from Hugging Face: remove them yourself.")
+    freed, kept = 0, {}
+    for model in own:
+        others = needed_by(model, registry, name)
+        if others:
+            kept[model.name] = others
+        else:
+            freed += remove(model)
+    if as_json:
+        _write({"freed": freed, "kept": kept})
+        return
+    for what, others in kept.items():
+        typer.echo(f"{what} stays: {', '.join(others)} needs it.")
+    if not freed and not kept:
+        raise UserError(f"Nothing of {name} is on this machine.")
+    typer.echo(f"Freed {size_text(freed)}.")
 
 
 @app.command()
 def inflate(
-    what: Annotated[str, typer.Argument(help="A GGUF, or a pair's name for its target.", metavar="FILE|PAIR")],
+    what: Annotated[str, typer.Argument(help="A GGUF, or a pair's name for its target.", metavar=_WHAT)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF to write.", metavar="FILE")],
     layers: Annotated[int | None, typer.Option(help="How many layers it shall have.", metavar="N")] = None,
     width: Annotated[int | None, typer.Option(help="Length of its hidden states.", metavar="N")] = None,
@@ -100,11 +192,40 @@ def inflate(
         warn(f"the width is no multiple of {plan.old.width}: outputs agree up to rounding, and a text may part.")
 
 
-def _file_of(what: str, models: Path | None) -> Path:
-    """The file of that path, or the target of that pair."""
-    from pipeinfer_cpp.models import load_registry
+def _is_file(what: str) -> bool:
+    """A path, or a name on Hugging Face; else it names a pair."""
+    from pipeinfer_cpp.models.hub import is_hub_name
 
     path = Path(what).expanduser()
-    if path.suffix == ".gguf" or path.is_file():
-        return path
+    return path.suffix == ".gguf" or path.is_file() or is_hub_name(what)
+
+
+def _file_of(what: str, models: Path | None) -> Path:
+    """The file of that path or name on Hugging Face, or the target of that pair."""
+    from pipeinfer_cpp.models import load_registry
+    from pipeinfer_cpp.models.find import model_path
+
+    if _is_file(what):
+        return model_path(what).expanduser()
     return load_registry(models).pair(what).path("target")
+
+
+def _named(name: str, models: Path | None, *, fetched: bool = False) -> list[ModelFile]:
+    """The files of a pair, or of a name on Hugging Face (only what was fetched of it already, if `fetched`)."""
+    from pipeinfer_cpp.models import load_registry
+    from pipeinfer_cpp.models.hub import find, here, is_hub_name
+
+    if not is_hub_name(name):
+        return list(load_registry(models).pair(name).files)
+    if not fetched:
+        return [find(name)]
+    model = here(name)
+    if model is None:
+        raise UserError(f"{name} is not on this machine: `pipeinfer models list` shows what is.")
+    return [model]
+
+
+def _write(fields: dict[str, Any]) -> None:
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(fields, enc_hook=str).decode() + "\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Literal
 
+from pipeinfer_cpp.cli.fetching import with_draft, with_files
 from pipeinfer_cpp.cli.signals import undisturbed
 from pipeinfer_cpp.options import Options
 from pipeinfer_cpp.pipeline import Pipeline
@@ -12,8 +14,12 @@ from pipeinfer_cpp.ui.progress import opening
 
 
 @contextlib.contextmanager
-def opened(options: Options) -> Iterator[Pipeline]:
-    """Opened with bars, closed whatever happens, without interruption."""
+def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none") -> Iterator[Pipeline]:
+    """Opened with bars, closed whatever happens, without interruption. Models that are named as on Hugging Face
+    are fetched first; `drafts`: whether a draft that is here is offered where none was named."""
+    options = with_files(options)
+    if drafts != "none":
+        options = with_draft(options, ask=drafts == "ask")
     n = options.n_stages
     what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
     with opening(what) as report:

@@ -24,7 +24,8 @@ def stage(
         ),
     ] = False,
     target: Annotated[
-        Path | None, typer.Option(help="This machine's copy of the model, a GGUF.", metavar="FILE")
+        Path | None,
+        typer.Option(help="This machine's copy of the model: a GGUF, or its name.", metavar="FILE|OWNER/REPO:QUANT"),
     ] = None,
     pair: Annotated[str | None, typer.Option(help="Or the pair that has it.", metavar="NAME")] = None,
     threads: Annotated[
@@ -104,7 +105,9 @@ def _own(target: Path | None, pair: str | None, models: Path | None) -> Path | N
 
         target = load_registry(models).pair(pair).path("target")
     if target is not None:
+        from pipeinfer_cpp.cli.fetching import here
         from pipeinfer_cpp.gguf import Source
 
+        target = here(target)
         Source.open(target)
     return target

@@ -37,6 +37,9 @@ class Turn:
     max_tokens: int
     sampling: Sampling
     stops: Sequence[str]
+    goes_on: bool = False
+    read: int = 0
+    """Tokens of the prompt that all stages know."""
     out: queue.SimpleQueue[Token | Result | BaseException] = field(default_factory=queue.SimpleQueue)
 
 
@@ -181,6 +184,8 @@ class Driver:
             case msg.RunBack(run, dead, draws, memory, held):
                 self.tally.memory_mb.update(memory)
                 self.held = held or self.held
+                if self._turn is not None and not dead:
+                    self._turn.read = max(self._turn.read, self._outbox.read_by(run))
                 if self.trace is not None:
                     self.trace.instant("coordinator", f"back {run}", clock(), run=run, dead=dead)
                 self._feed(ev.RunDone(run, () if dead else draws))
@@ -205,7 +210,7 @@ class Driver:
         self._outbox.begin(msg.TurnStart(turn.sampling, turn.prompt[-look_back:]), self.tally)
         if self._draft is not None and self.engine.drafts.alive and self.engine.settings.mode != "off":
             self._draft.link.send(msg.DraftTurn(turn.sampling))
-        self._feed(ev.Prompt(turn.prompt, turn.max_tokens), now)
+        self._feed(ev.Prompt(turn.prompt, turn.max_tokens, turn.goes_on), now)
 
     def _stage_ready(self, peer: Peer, ready: msg.StageReady) -> None:
         done = ready.outcome == "done"

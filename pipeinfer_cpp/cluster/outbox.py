@@ -22,21 +22,29 @@ class Outbox:
         self._tally = Tally(0.0)
         self._start: msg.TurnStart | None = None
         self._kinds: dict[int, str] = {}
+        self._chunks: dict[int, int] = {}
 
     def begin(self, start: msg.TurnStart, tally: Tally) -> None:
         """A turn begins: `start` rides on its first run."""
         self._start, self._tally = start, tally
         self._kinds.clear()
+        self._chunks.clear()
 
     def decodes(self, run: int) -> bool:
         """True for a run of this turn that is no part of the prompt."""
         return self._kinds.get(run) == "decode"
+
+    def read_by(self, run: int) -> int:
+        """How many tokens of the prompt are read when this run is back; 0 where it is no part of it."""
+        return self._chunks.get(run, 0)
 
     def dispatch(self, run: Run, in_flight: int) -> None:
         now = clock()
         header = msg.RunHeader(run.id, run.kind, run.ops, run.rows, run.final, self._start, sent=now)
         self._start = None
         self._kinds[run.id] = run.kind
+        if run.kind == "prefill":
+            self._chunks[run.id] = run.rows[-1].pos + 1
         sent = self._stages[0].runs.send(header)
         if run.kind == "decode":
             self._tally.link(0, sent)

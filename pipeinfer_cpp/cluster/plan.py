@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeinfer_cpp.engine.settings import Settings
+from pipeinfer_cpp.cluster.fit import Fit, Machine
+from pipeinfer_cpp.engine.settings import DRAFT_SLOTS, Settings
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import (
     LayerRange,
@@ -23,7 +24,9 @@ from pipeinfer_cpp.gguf import (
     slice_plan,
     split_by_shares,
 )
+from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.machine import Share, cores, machine_id
+from pipeinfer_cpp.memory import Memory, memory
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
     from pipeinfer_cpp.models import Pair
 
 Report = Callable[[str, str, int, int], None]
-DEFAULT_CTX = 4096
-"""Context when none is asked for and the model allows more."""
+UNKNOWN_CTX = 4096
+"""Taken for a model's own context where its file does not tell."""
 MAX_ROWS = 16
 
 
@@ -52,10 +55,14 @@ class Plan:
     settings: Settings
     exact: bool
     target_hash: str
+    """Told to stages on other machines, which look for their own copy of the model by it; else ""."""
     share: Share
     """What each of the workers on this machine may use of it. With cores to spare they wait for messages
     without sleeping."""
     warnings: list[str] = field(default_factory=list)
+    fit: Fit | None = None
+    """What it needs of each machine's memory, once all machines are known."""
+    report: Report | None = None
 
     @property
     def links(self) -> Sequence[LinkSpeed]:
@@ -66,8 +73,55 @@ class Plan:
     def active(self) -> bool:
         return self.share.spare
 
-    def meet(self, machines: Sequence[str]) -> None:
-        """The stages that were started by hand run on these machines: any on this one take part of its cores."""
+    @property
+    def trained_ctx(self) -> int:
+        """The model's own context."""
+        return self.target.n_ctx_train or UNKNOWN_CTX
+
+    def settle(self, places: Sequence[Machine] | None = None, *, strict: bool = True) -> None:
+        """Choose the context, now that it is known where each stage runs (default: all of them here). Raises
+        UserError where the pipeline does not fit, unless not `strict`."""
+        here = Machine("this machine", memory())
+        target, draft = Model(self.target), Model(self.draft) if self.draft is not None else None
+        kv_type = target.kv_type(self.options.kv_type, self.exact)
+        stage, drafter = lambda n: self._stage_room(n, kv_type), self._draft_room
+        self.fit = Fit(target, draft, self.ranges, places or [here] * len(self.ranges), here, stage, drafter)
+        # layers on a GPU are not in main memory: what they need is only told
+        strict = strict and self.options.gpu_layers == 0
+        n_ctx, note = self.fit.choose(self.options.ctx, self.trained_ctx, strict=strict)
+        self.settings = replace(self.settings, n_ctx=n_ctx)
+        self.warnings += [note] if note else []
+
+    def tell(self) -> None:
+        """Report what is needed of each machine's memory, once that is known."""
+        if self.fit is not None and self.report is not None:
+            self.report("memory", self.fit.sentence(self.settings.n_ctx), 0, 0)
+
+    def _places(self, machines: Sequence[str], memories: Sequence[Memory | None]) -> list[Machine]:
+        """Where each stage runs. A machine with several is named by the first, and measured then."""
+        known = {machine_id(): Machine("this machine", memory())}
+        for machine, address, found in zip(machines, filter(None, self.addresses), memories, strict=True):
+            known.setdefault(machine, Machine(f"the machine of {address}", found))
+        return [known[machine] for machine in machines]
+
+    def _stage_room(self, n_ctx: int, kv_type: str) -> Room:
+        n, settings = len(self.ranges), replace(self.settings, n_ctx=n_ctx)
+        context = self._context(settings.kv_cells(n), settings.branches + 1)
+        return _room(context, kv_type, settings.max_rows, settings.slots(n))
+
+    def _draft_room(self, n_ctx: int) -> Room:
+        context = self._context(self._draft_cells(n_ctx), self.settings.branches + 1)
+        return _room(context, "f16" if context.kv_type == "auto" else context.kv_type, 1, DRAFT_SLOTS)
+
+    def _draft_cells(self, n_ctx: int) -> int:
+        return n_ctx + self.settings.branches * (self.settings.max_ahead + 8)
+
+    def meet(self, machines: Sequence[str], memories: Sequence[Memory | None]) -> None:
+        """The stages that were started by hand run on these machines, which have so much memory: any on this
+        one take part of its cores. Raises UserError where the pipeline does not fit."""
+        if machines:
+            self.settle(self._places(machines, memories))
+            self.tell()
         self.share = replace(self.share, processes=self.share.processes + list(machines).count(machine_id()))
         if self.options.emulate is None and self.share.crowded:
             n, threads = self.share.processes, self.share.threads
@@ -109,8 +163,7 @@ class Plan:
             for index, (first, end) in enumerate(self.ranges)
         ]
         if self.draft is not None:
-            cells = self.settings.n_ctx + self.settings.branches * (self.settings.max_ahead + 8)
-            context = self._context(cells, self.settings.branches + 1)
+            context = self._context(self._draft_cells(self.settings.n_ctx), self.settings.branches + 1)
             orders.append(LoadDraft(str(self.draft.path), context, tuple(sorted(eog)), draft_stretch))
         return orders
 
@@ -134,6 +187,18 @@ class Plan:
 
 def make_plan(options: Options, report: Report | None = None) -> Plan:
     """Find the models, check that they fit, divide the layers. Raises UserError."""
+    plan = outline(options)
+    plan.report = report
+    if report:
+        report("coordinator", "testing the split on a small model of its kind", 0, 1)
+    plan.warnings += filter(None, [prove(plan.target, plan.ranges).note])
+    plan.tell()
+    return plan
+
+
+def outline(options: Options, *, strict: bool = True) -> Plan:
+    """The plan, from the headers of the models alone. Of stages on this machine the context is settled, and it
+    fits if `strict`. Raises UserError."""
     pair, target_path, draft_path = _models(options)
     target = Source.open(target_path)
     draft = Source.open(draft_path) if draft_path is not None else None
@@ -145,9 +210,6 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
         raise UserError(f"--layers or --split names {len(ranges)} parts, but there are {n_stages} stages.")
     for first, end in ranges:
         slice_plan(target, first, end)
-    if report:
-        report("coordinator", "testing the split on a small model of its kind", 0, 1)
-    notes += filter(None, [prove(target, ranges).note])
     for link in range(n_stages - 1):
         codec(options.wire_of(link), row_width(target))
     settings = _settings(options, pair, target, draft)
@@ -156,13 +218,12 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
         raise UserError("--exact needs --branches 1, and this pair has more in models.toml.")
     addresses: list[str | None] = [None] * n_stages if isinstance(options.stages, int) else list(options.stages)
     n_local = sum(a is None for a in addresses) + (draft is not None)
-    digest = target.sha256(
-        lambda done, total: report("coordinator", "hashing the model", done, total) if report else None
-    )
     share = Share(cores(), n_local, options.threads)
-    plan = Plan(options, pair, target, draft, ranges, addresses, settings, exact, digest, share, notes)
+    plan = Plan(options, pair, target, draft, ranges, addresses, settings, exact, "", share, notes)
     if options.emulate is not None:
         plan.warnings.append(f"Emulated: nodes and links are as slow as those of {options.emulate.name!r}.")
+    if not any(addresses):
+        plan.settle(strict=strict)
     return plan
 
 
@@ -177,17 +238,23 @@ def _divide(options: Options, target: Source) -> tuple[list[LayerRange], list[st
     return fit_split(target, even_split(target.n_layers, options.n_stages))
 
 
+def _room(context: ContextOptions, kv_type: str, draws: int, checkpoints: int) -> Room:
+    return Room(context.n_ctx, context.n_seq, context.chunk, draws, kv_type, context.flash_attn, checkpoints)
+
+
 def _models(options: Options) -> tuple[Pair | None, Path, Path | None]:
     """The pair's entry where one was named, and the files of target and draft."""
+    from pipeinfer_cpp.models.find import model_path
+
     if options.target is not None:
-        return None, Path(options.target), Path(options.draft) if options.draft is not None else None
+        return None, model_path(options.target), model_path(options.draft) if options.draft is not None else None
     if options.pair is None:
         raise UserError("Name a model: --pair NAME (see `pipeinfer models list`) or --target FILE.")
     from pipeinfer_cpp.models import load_registry
 
     pair = load_registry(Path(options.models) if options.models else None).pair(options.pair)
     if options.draft is not None:
-        draft: Path | None = Path(options.draft)
+        draft: Path | None = model_path(options.draft)
     else:
         draft = pair.path("draft") if pair.draft is not None else None
     return pair, pair.path("target"), draft
@@ -217,9 +284,9 @@ def _settings(options: Options, pair: Pair | None, target: Source, draft: Source
         raise UserError(f"--mode {mode} needs a draft model: give --draft FILE, or use --mode off.")
     if draft is None:
         mode = "off"
-    trained = target.n_ctx_train or DEFAULT_CTX
+    trained = target.n_ctx_train or UNKNOWN_CTX
     if options.ctx is not None and options.ctx > trained:
         raise UserError(f"--ctx-size {options.ctx} is more than the model was trained for ({trained}).")
-    n_ctx = options.ctx or min(trained, DEFAULT_CTX)
+    n_ctx = options.ctx or trained  # what fits is chosen when the machines are known
     values.update(mode=mode, n_ctx=n_ctx, chunk=options.chunk, ablate=frozenset(options.ablate))
     return Settings(**values)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pipeinfer_cpp.cluster.launch import Process
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.memory import Memory
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
     Bye,
@@ -23,7 +24,7 @@ from pipeinfer_cpp.net.messages import (
     ToCoordinator,
     Welcome,
 )
-from pipeinfer_cpp.net.sockets import Link, Network, check_address, clock
+from pipeinfer_cpp.net.sockets import Link, Network, Selector, check_address, clock
 from pipeinfer_cpp.versions import llama_version, package_version
 
 M = TypeVar("M", bound=Message)
@@ -47,6 +48,8 @@ class Peer:
         self._network = network
         self.offset = 0.0
         """Its monotonic clock minus ours, seconds (0 on this machine)."""
+        self.memory: Memory | None = None
+        """Of its machine, when it was greeted."""
         self._broken = False
 
     @property
@@ -85,35 +88,31 @@ class Peer:
             while (pong := self.wait(Pong, timeout)).sent != sent:
                 pass  # stages send some unasked, to see whether anyone is there
             self.offset = pong.clock - (sent + clock()) / 2
+        self.memory = Memory(welcome.memory_total, welcome.memory_free) if welcome.memory_total else None
         return welcome.machine
 
-    def wait(
-        self,
-        kind: type[M],
-        timeout: float | None,
-        report: Report | None = None,
-        meanwhile: Callable[[], None] = lambda: None,
-    ) -> M:
-        """The next message of that kind; Progress is reported on the way, `meanwhile` is called now and then."""
-        deadline = None if timeout is None else clock() + timeout
+    def wait(self, kind: type[M], timeout: float) -> M:
+        """The next message of that kind. Raises UserError when none comes in `timeout` seconds."""
+        deadline = clock() + timeout
         while True:
             message = self.link.receive(0.05)
             if isinstance(message, kind):
                 return message
-            match message:
-                case Progress(what, done, total):
-                    if report:
-                        report(self.name, what, done, total)
-                case Refuse(reason, user) | Failed(reason, user):
-                    sentence = f"{self.name} at {self.address} refuses: {reason.rstrip('.')}."
-                    raise (UserError if user else PipeInferError)(sentence)
-            meanwhile()
             if message is None:
                 self.check()
-            if deadline is not None and clock() > deadline:
+            else:
+                self.heed(message)
+            if clock() > deadline:
                 raise UserError(
                     f"{self.name} at {self.address} does not answer: is it running, and is the address right?"
                 )
+
+    def heed(self, message: Message) -> None:
+        """Raise what it says of a failure, as this peer's."""
+        match message:
+            case Refuse(reason, user) | Failed(reason, user):
+                sentence = f"{self.name} at {self.address} refuses: {reason.rstrip('.')}."
+                raise (UserError if user else PipeInferError)(sentence)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
@@ -125,17 +124,48 @@ class Peer:
             self.runs.close()
 
 
-def load(peers: Sequence[Peer], orders: Sequence[Message], report: Report | None) -> list[Loaded]:
-    """Send each worker its order and wait until all are ready."""
-    for peer, order in zip(peers, orders, strict=True):
+class Loading:
+    """Workers that get ready, all at the same time. Whichever fails is told at once, by its name."""
+
+    def __init__(self, peers: Sequence[Peer], report: Report | None) -> None:
+        self._peers, self._report = list(peers), report or (lambda *_: None)
+        self._by_link = {id(peer.link): peer for peer in peers}
+        self._selector = Selector([peer.link for peer in peers])
+        self._loaded: dict[Peer, Loaded] = {}
+        self._pinged = self._checked = clock()
+        for peer in peers:
+            self._report(peer.name, "starting", 0, 0)
+
+    def send(self, peer: Peer, order: Message) -> None:
+        """Tell a worker what to load."""
         peer.link.send(order)
-    pinged = clock()
+        self._report(peer.name, "loading", 0, 0)
 
-    def ping_all() -> None:
-        nonlocal pinged
-        if clock() - pinged > 1.0:
-            pinged = clock()
-            for peer in peers:
-                peer.link.send(Ping(pinged))
+    def poll(self, seconds: float = 0.05) -> None:
+        """Take in what the workers say for so long. Raises what one of them says of a failure, and WorkerDied."""
+        for link in self._selector.wait(seconds):
+            peer = self._by_link[id(link)]
+            while (message := peer.link.receive()) is not None:
+                match message:
+                    case Loaded():
+                        self._loaded[peer] = message
+                        self._report(peer.name, "ready", 1, 1)
+                    case Progress(what, done, total):
+                        self._report(peer.name, what, done, total)
+                    case _:
+                        peer.heed(message)
+        now = clock()
+        if now - self._checked > 0.05:
+            self._checked = now
+            for peer in self._peers:
+                peer.check()
+        if now - self._pinged > 1.0:
+            self._pinged = now
+            for peer in self._peers:
+                peer.link.send(Ping(now))
 
-    return [peer.wait(Loaded, None, report, ping_all) for peer in peers]
+    def wait(self) -> list[Loaded]:
+        """What each measured, in the order of the peers, once all are ready."""
+        while len(self._loaded) < len(self._peers):
+            self.poll()
+        return [self._loaded[peer] for peer in self._peers]

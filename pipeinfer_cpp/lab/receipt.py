@@ -35,7 +35,7 @@ def receipt(pipeline: Pipeline, configuration: Any) -> Receipt:
     """`configuration`: everything else that was asked for, as msgspec can write it."""
     plan = pipeline.plan
     return Receipt(
-        target=plan.target_hash[:16],
+        target=plan.target.sha256()[:16],
         draft=plan.draft.sha256()[:16] if plan.draft is not None else "none",
         configuration=digest(configuration),
         versions={

@@ -14,6 +14,8 @@ from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.abort import AbortFlag
 from pipeinfer_cpp.llama.graph_nodes import GraphNodes
 from pipeinfer_cpp.llama.library import as_pointer, lib, log_text, start
+from pipeinfer_cpp.llama.node_values import NodeValues
+from pipeinfer_cpp.llama.residency import release_file_pages
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 """Names of KV cache types and their ggml numbers."""
@@ -45,6 +47,7 @@ class SliceContext:
         flash_attn: bool = True,
         n_threads: int = 1,
         n_gpu_layers: int = 0,
+        watched: bool = False,
     ) -> None:
         start()
         self.n_ubatch = n_ubatch
@@ -56,6 +59,7 @@ class SliceContext:
         self._model = lib.llama_model_load_from_file(str(Path(path)).encode(), model_params)
         if not self._model:
             raise UserError(f"llama.cpp could not load {path}: {log_text(3)}")
+        release_file_pages(path)
         reads, gives = self._meta("reads"), self._meta("gives")
         self.first, self.last = reads is None, gives is None
         self.n_embd: int = lib.llama_model_n_embd(self._model)
@@ -79,7 +83,7 @@ class SliceContext:
         params.abort_callback = self.abort.predicate
         params.abort_callback_data = self.abort.data
         self._nodes = GraphNodes(reads, gives, self._meta("restored_at"))
-        if reads or gives:
+        if reads or gives or watched:
             params.cb_eval = self._nodes.callback
         self._ctx = lib.llama_init_from_model(self._model, params)
         if not self._ctx:
@@ -102,6 +106,8 @@ class SliceContext:
         seq: NDArray[np.int32],
         wanted: NDArray[np.int8] | None = None,
         hidden: NDArray[np.float32] | None = None,
+        *,
+        only_cells: bool = False,
     ) -> NDArray[np.float32]:
         """Compute the rows; see the class for shapes.
 
@@ -109,10 +115,11 @@ class SliceContext:
         others skip the head. Logits stay valid until the next decode, hidden states are a copy.
         Raises PipeInferError when llama.cpp refuses the rows, and Aborted: the rows left no cells behind then,
         but on a `checkpointed` context the state is half written, and the caller must restore it.
+        `only_cells`: of a slice of one layer, its KV cells are wanted and no result (what it returns is none).
         """
         n = len(pos)
         batch = self._rows.fill(tokens, pos, seq, wanted if self.last else None)
-        self._nodes.arm(hidden)
+        self._nodes.arm(hidden, only_cells=only_cells)
         code = lib.llama_decode(self._ctx, batch)
         if code == 2:
             if not self.checkpointed:
@@ -125,6 +132,8 @@ class SliceContext:
             said = " ".join(log_text(3).split())
             raise PipeInferError(f"llama_decode returned {code} ({reason}) for the rows {rows}; it said: {said}")
         self._nodes.check()
+        if only_cells:
+            return np.empty((0, self.row_width), np.float32)
         if self.last:
             logits = lib.llama_get_logits(self._ctx)
             n_out = n if wanted is None else int(np.count_nonzero(wanted))
@@ -160,6 +169,11 @@ class SliceContext:
         buffer = ctypes.create_string_buffer(256)
         size = lib.llama_model_meta_val_str(self._model, f"pipeinfer.slice.{name}".encode(), buffer, len(buffer))
         return buffer.value.decode() if size >= 0 else None
+
+    def watch(self, values: NodeValues | None) -> None:
+        """Keep what the nodes of the following decodes give, too; None: no longer. For contexts made with `watched`,
+        and slices."""
+        self._nodes.watch(values)
 
     def set_threads(self, n_threads: int) -> None:
         lib.llama_set_n_threads(self._ctx, n_threads, n_threads)

@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.llama.library import TENSOR_NAME_OFFSET, ggml, lib
+from pipeinfer_cpp.llama.node_values import NodeValues
+
+_ATTENDED = b"kqv_out-0\0"
+"""The node of layer 0 by which its KV cells are written, where it has any."""
 
 
 class GraphNodes:
@@ -26,7 +30,10 @@ class GraphNodes:
         self._gives_name, self._reads_name = gives, reads
         entry, exit_, back = (name.encode() + b"\0" if name else b"" for name in (reads, gives, restored_at))
         names = tuple(name for name in (entry, exit_, back) if name)
-        longest, at, string_at = max(map(len, names), default=1), TENSOR_NAME_OFFSET, ctypes.string_at
+        longest, at, string_at = max(map(len, (*names, _ATTENDED))), TENSOR_NAME_OFFSET, ctypes.string_at
+        self._names = self._asked = names
+        self._only_cells = False
+        self._seen: NodeValues | None = None
         self._hidden: NDArray[np.float32] | None = None
         self._own = np.empty(0, np.float32)
         self._written = self._taken = 0
@@ -35,20 +42,30 @@ class GraphNodes:
         def callback(tensor: int, ask: bool, _data: Any) -> bool:
             name = string_at(tensor + at, longest)
             if ask:
-                return name.startswith(names)
-            if exit_ and name.startswith(exit_):
+                return name.startswith(self._asked) or (self._seen is not None and self._seen.wants(tensor))
+            if self._seen is not None:
+                self._seen.see(tensor)
+            if (exit_ and name.startswith(exit_)) or (self._only_cells and name.startswith(_ATTENDED)):
                 self._taken = tensor
                 return False
-            if name.startswith(entry):
+            if entry and name.startswith(entry):
                 self._write(tensor, keep=bool(back))
-            elif self._written:
+            elif self._written and back and name.startswith(back):
                 ggml().ggml_backend_tensor_set(self._written, self._own.ctypes.data, 0, self._own.nbytes)
             return True
 
         self.callback = lib.ggml_backend_sched_eval_callback(callback)
 
-    def arm(self, hidden: NDArray[np.float32] | None) -> None:
-        """Before each decode: the hidden states of its rows, None on the first slice."""
+    def watch(self, values: NodeValues | None) -> None:
+        """Keep what the nodes of the following decodes give, too; None: no longer. Each is computed by itself then,
+        which takes longer."""
+        self._seen = values
+
+    def arm(self, hidden: NDArray[np.float32] | None, *, only_cells: bool = False) -> None:
+        """Before each decode: the hidden states of its rows, None on the first slice. `only_cells`: stop behind the
+        attention of layer 0."""
+        self._only_cells = only_cells
+        self._asked = (*self._names, _ATTENDED) if only_cells else self._names
         if self._reads_name is not None:
             if hidden is None:
                 raise ValueError("this slice needs the hidden states of the one before it")

@@ -64,6 +64,10 @@ def ggml() -> ctypes.CDLL:
     base.ggml_backend_tensor_set.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
     base.ggml_nbytes.restype = ctypes.c_size_t
     base.ggml_nbytes.argtypes = [ctypes.c_void_p]
+    base.ggml_op_name.restype = ctypes.c_char_p
+    base.ggml_op_name.argtypes = [ctypes.c_int]
+    base.ggml_is_contiguous.restype = ctypes.c_bool
+    base.ggml_is_contiguous.argtypes = [ctypes.c_void_p]
     base.ggml_nelements.restype = ctypes.c_int64
     base.ggml_nelements.argtypes = [ctypes.c_void_p]
     return base

@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import SliceContext
+from pipeinfer_cpp.llama.node_values import NodeValues
 
 WIDEST = 8
 """Widest run that is tested."""
 DEPTHS = (7, 250, 530)
 """Cache depths that runs are compared at: around the padding of the cache, and past 512."""
+BEHIND = 2
+"""Rows that are used behind the widest run."""
+
 _BRIEF = 0.2
-"""Seconds of a first look that is worth a second one for better times."""
+"""Seconds within which the times are taken a second time."""
 
 Tick = Callable[[int, int], None]
 
@@ -37,24 +41,24 @@ def examine(
     depths: Sequence[int] = DEPTHS,
     *,
     compare: bool = True,
+    one_layer: bool = False,
     tick: Tick | None = None,
 ) -> Found:
     """Time runs of 1 to `widest` rows of random tokens (and hidden states) behind a random prefix of each depth.
 
-    With `compare` they are held against single rows too, else `safe` is 1. A run of w rows is followed by one of
-    the rows behind it, so that its KV cells are seen as well. Depths that do not fit the context are left out.
+    With `compare` they are held against single rows too, in every node of the graph, else `safe` is 1. A run of w
+    rows is followed by rows behind it, so that its KV cells are seen as well. Depths that do not fit the context are
+    left out. Of `one_layer` the prefix needs its KV cells only.
     """
-    bench = _Bench(ctx, widest, [d for d in sorted(depths) if d + widest + 1 <= ctx.n_ctx])
+    fitting = [d for d in sorted(depths) if d + widest + BEHIND <= ctx.n_ctx]
+    bench = _Bench(ctx, widest, fitting, only_cells=one_layer and not ctx.checkpointed)
     for i, depth in enumerate(bench.depths):
         if compare or i == 0:
             bench.advance(depth)
-            began = time.perf_counter()
-            singles = bench.singles()
-            doubtful = bench.widths(singles)
-            if doubtful and compare:
-                bench.widest = bench.search(singles, doubtful)
-            elif i == 0 and time.perf_counter() - began < _BRIEF:
-                bench.widths(singles)  # once more for the times
+            if i == 0:
+                bench.time_widths()
+            if compare:
+                bench.compare()
         if tick:
             tick(i + 1, len(bench.depths))
     ctx.clear()
@@ -63,16 +67,25 @@ def examine(
     return Found(bench.widest if compare else 1, seconds)
 
 
+def row_seconds(ctx: SliceContext, n: int = 3) -> float:
+    """Seconds of one row on this context, the shortest of `n`. It brings the model's pages in, too."""
+    bench = _Bench(ctx, 1, [7], only_cells=False)
+    for i in range(n):
+        bench.time_row(i)
+    ctx.clear()
+    return bench.seconds[1]
+
+
 class _Bench:
     """Rows at a position that the context can be brought back to."""
 
-    def __init__(self, ctx: SliceContext, widest: int, depths: Sequence[int]) -> None:
-        self._ctx, self.depths = ctx, depths
+    def __init__(self, ctx: SliceContext, widest: int, depths: Sequence[int], only_cells: bool) -> None:
+        self._ctx, self.depths, self._only_cells = ctx, depths, only_cells
         self.widest = widest
         """What is tested: it becomes less where a width differs."""
         assert depths, "no depth fits the context"
         rng = np.random.default_rng(2)
-        n = max(depths) + widest + 1
+        n = max(depths) + max(widest + BEHIND, 8)
         self._tokens = rng.integers(0, ctx.n_vocab, n).astype(np.int32)
         self._hidden = None if ctx.first else rng.standard_normal((n, ctx.row_width)).astype(np.float32)
         self._checkpoints = Checkpoints(ctx) if ctx.checkpointed else None
@@ -84,7 +97,7 @@ class _Bench:
         """Cache the rows up to `depth`: it is what `back` leads to from now on."""
         self.back()
         for at in range(self._depth, depth, self._ctx.n_ubatch):
-            self._decode(at, min(at + self._ctx.n_ubatch, depth), wanted=False)
+            self._decode(at, min(at + self._ctx.n_ubatch, depth), prefix=True)
         self._depth = depth
         if self._checkpoints:
             self._checkpoints.save(0)
@@ -101,53 +114,73 @@ class _Bench:
         else:
             self._ctx.clear()
 
-    def singles(self) -> NDArray[np.float32]:
-        """What the rows behind the depth give one at a time: one more than the widest run has."""
-        out = [self._timed(i, 1)[0] for i in range(self.widest + 1)]
-        self.back()
-        return np.array(out)
-
-    def widths(self, singles: NDArray[np.float32]) -> set[int]:
-        """Every width once, two runs in a row that cover all rows. The widths of those that do not give the
-        bits of single rows: one of the two at least."""
-        doubtful = set()
-        for width in {max(w, self.widest + 1 - w) for w in range(1, self.widest + 1)}:
-            first = self.widest + 1 - width if width < self.widest else width
-            second = self.widest + 1 - first
-            parts = [self._timed(0, first), self._timed(first, second)]
-            self.back()
-            if not _same(np.concatenate(parts), singles[: self.widest + 1]):
-                doubtful |= {first, second} - {1}
-        return doubtful
-
-    def search(self, singles: NDArray[np.float32], doubtful: set[int]) -> int:
-        """The last width before the first one that differs."""
-        for width in sorted(doubtful):
-            run, behind = self._timed(0, width), self._timed(width, 1)
-            self.back()
-            if not _same(np.concatenate([run, behind]), singles[: width + 1]):
-                return width - 1
-        return self.widest
-
-    def _timed(self, at: int, width: int) -> NDArray[np.float32]:
-        """A run of `width` rows from the one `at` behind the depth on."""
+    def time_widths(self) -> None:
+        """Every width once or twice."""
         began = time.perf_counter()
+        for again in range(2):
+            if again and time.perf_counter() - began > _BRIEF:
+                break
+            for first, second in self._pairs():
+                self._timed(0, first)
+                self._timed(first, second)
+                self.back()
+            self.time_row(0)
+            self.back()
+
+    def time_row(self, at: int) -> None:
+        self._timed(at, 1)
+
+    def compare(self) -> None:
+        """Lessen `widest` to where every width gives the bits of single rows at this depth."""
+        singles = [self._run(i, 1) for i in range(self.widest + BEHIND)]
+        self.back()
+        doubtful: set[int] = set()
+        for first, second in self._pairs():
+            if not self._same((first, second, 1), singles):
+                doubtful |= {first, second} - {1}
+        for width in sorted(doubtful):
+            if not self._same((width, 1), singles):
+                self.widest = width - 1
+                break
+
+    def _pairs(self) -> list[tuple[int, int]]:
+        """Runs one behind the other; every width but 1 is in one of them."""
+        n = self.widest + 1
+        firsts = {n - width if width < self.widest else width for width in range((n + 1) // 2, n)}
+        return [(first, n - first) for first in sorted(firsts) if first]
+
+    def _same(self, widths: tuple[int, ...], singles: list[NodeValues]) -> bool:
+        """Whether runs of these widths, one behind the other, give the bits of single rows."""
+        at, same = 0, True
+        for width in widths:
+            same = same and not self._run(at, width).differs_from(singles[at : at + width])
+            at += width
+        self.back()
+        return same
+
+    def _run(self, at: int, width: int) -> NodeValues:
+        """What a run of `width` rows from the one `at` behind the depth on gives in all nodes."""
+        values = NodeValues()
+        self._ctx.watch(values)
         out = self._decode(self._depth + at, self._depth + at + width)
+        self._ctx.watch(None)
+        values.by_name["result"] = out
+        return values
+
+    def _timed(self, at: int, width: int) -> None:
+        began = time.perf_counter()
+        self._decode(self._depth + at, self._depth + at + width)
         seconds = time.perf_counter() - began
         self.seconds[width] = min(seconds, self.seconds.get(width, seconds))
-        return out
 
-    def _decode(self, a: int, b: int, wanted: bool = True) -> NDArray[np.float32]:
+    def _decode(self, a: int, b: int, prefix: bool = False) -> NDArray[np.float32]:
         out = self._ctx.decode(
             self._tokens[a:b],
             np.arange(a, b, dtype=np.int32),
             np.zeros(b - a, np.int32),
-            np.full(b - a, wanted, np.int8),
+            np.full(b - a, not prefix, np.int8),
             None if self._hidden is None else self._hidden[a:b],
+            only_cells=prefix and self._only_cells,
         )
         return np.array(out)
 
-
-def _same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
-    """Bit for bit."""
-    return np.array_equal(a.view(np.uint32), b.view(np.uint32))

@@ -31,25 +31,31 @@ def download(repo: str, name: str, progress: Progress | None = None) -> Path:
     Raises UserError for what does not exist or is not open to this user, PipeInferError when the network or the disk
     fails: what has arrived by then is kept, and the next call fetches the rest.
     """
+    with asking(repo, name), _quiet():
+        return _download(repo, name, progress)
+
+
+@contextmanager
+def asking(repo: str, name: str | None = None) -> Iterator[None]:
+    """Whatever the hub's client raises becomes one sentence about the repository, or a file of it."""
     from huggingface_hub import utils as hub
 
-    full = f"{repo}/{name}"
+    full = f"{repo}/{name}" if name is not None else repo
     try:
-        with _quiet():
-            return _download(repo, name, progress)
+        yield
     except hub.GatedRepoError as error:
         raise UserError(
             f"{repo} wants you to accept its licence: do so on its page, then log in with `hf auth login`."
         ) from error
     except hub.RepositoryNotFoundError as error:
         raise UserError(
-            f"Hugging Face has no {repo}, or it is private: check repo in models.toml, or log in with `hf auth login`."
+            f"Hugging Face has no {repo}, or it is private: check the name, or log in with `hf auth login`."
         ) from error
     except hub.LocalEntryNotFoundError as error:  # an EntryNotFoundError too; the hub went away meanwhile
         raise PipeInferError(f"{full} could not be fetched (no connection). Run the pull again to go on.") from error
     except hub.EntryNotFoundError as error:
-        raise UserError(f"{full} does not exist on Hugging Face: check file in models.toml.") from error
-    except PipeInferError:
+        raise UserError(f"{full} does not exist on Hugging Face: check the name of the file.") from error
+    except (PipeInferError, UserError):
         raise
     except Exception as error:  # the hub's client raises its transport's own errors
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

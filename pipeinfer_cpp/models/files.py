@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.models.download import Progress, download
+from pipeinfer_cpp.models.sizes import size_bytes
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,17 @@ class ModelFile:
         if self.parts == 1:
             return [self.file]
         return [re.sub(r"-00001-of-", f"-{i:05d}-of-", self.file) for i in range(1, self.parts + 1)]
+
+    @property
+    def bytes(self) -> int | None:
+        """Of all parts: of the files where they are here, else about what `size` says; None where that is not known."""
+        here = self.local()
+        if here is not None and self.path is not None:
+            return here.stat().st_size
+        if here is not None:
+            folder = here.parents[len(Path(str(self.file)).parts) - 1]
+            return sum((folder / name).stat().st_size for name in self.names)
+        return size_bytes(self.size) if self.size is not None else None
 
     def local(self) -> Path | None:
         """The file on this machine (the first part, when all are there), without asking the network."""

@@ -73,6 +73,11 @@ class Pair:
     reason: str = ""
     speculation: Speculation = field(default_factory=Speculation)
 
+    @property
+    def files(self) -> tuple[ModelFile, ...]:
+        """Of the target, then of the draft where there is one."""
+        return (self.target,) if self.draft is None else (self.target, self.draft)
+
     def path(self, part: Literal["target", "draft"]) -> Path:
         """The file of its target or draft. Raises UserError when that is not on this machine."""
         model = self.target if part == "target" else self.draft

@@ -14,7 +14,7 @@ from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sampling import Sampling
 
-PROTOCOL = 3
+PROTOCOL = 4
 WIRES = ("f32", "f16", "bf16", "q8", "q4")
 """Names of the codecs in `net.codecs`."""
 
@@ -40,7 +40,7 @@ class Hello(Message, frozen=True):
 class Welcome(Message, frozen=True):
     """The worker's answer: what it is. `runs`: the address of its second socket, for runs and their
     results, which its computing thread reads itself; None where all goes over the one socket.
-    `machine` is the same for all workers of one machine."""
+    `machine` is the same for all workers of one machine. Memory in bytes, 0 where it is not known."""
 
     protocol: int
     package: str
@@ -49,6 +49,8 @@ class Welcome(Message, frozen=True):
     cpus: int
     runs: str | None = None
     machine: str = ""
+    memory_total: int = 0
+    memory_free: int = 0
 
 
 class Refuse(Message, frozen=True):

@@ -69,8 +69,8 @@ def _proof(source: Source, ranges: Sequence[LayerRange], folder: Path, beyond: b
 def _words(error: PipeInferError) -> str:
     """What llama.cpp said of the last, without what it logged on the way and without this folder."""
     said = str(error).rpartition("error loading model: ")[2].partition("\n")[0].partition(" llama_model_load")[0]
-    said = re.sub(r"\S*/whole\.gguf|\S*/(slice-\d+-\d+)\.gguf", r"\1", said).strip().rstrip(".")
-    return said.removesuffix(": install the pinned version")
+    said = re.sub(r"\S*/whole\.gguf|\S*/(slice-\d+-\d+)\.gguf", r"\1", said)
+    return said.strip().rstrip(".").removesuffix(": install the pinned version")
 
 
 def _say(proof: Proof) -> None:

@@ -1,8 +1,9 @@
-"""Models and pairs as tables."""
+"""A model or a pair as a table."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import gguf
 from rich.table import Table
@@ -10,29 +11,7 @@ from rich.text import Text
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, check_pair, even_split, fit_split, slice_plan
-from pipeinfer_cpp.models import ModelFile, Pair, Registry
-
-
-def pairs_table(registry: Registry) -> Table:
-    table = Table()
-    for column in ("pair", "what it is", "target", "draft", "on this machine"):
-        table.add_column(column, overflow="fold")
-    for pair in registry.pairs.values():
-        here = Text("no: " + pair.reason, "red") if not pair.supported else _here(pair)
-        table.add_row(Text(pair.name, "bold"), Text(pair.description), _size(pair.target), _size(pair.draft), here)
-    return table
-
-
-def _size(model: ModelFile | None) -> Text:
-    return Text("none" if model is None else model.size or "?")
-
-
-def _here(pair: Pair) -> Text:
-    files = [model for model in (pair.target, pair.draft) if model is not None]
-    n = sum(model.local() is not None for model in files)
-    if n == len(files):
-        return Text("yes", "green")
-    return Text("in part" if n else "no", "yellow" if n else "dim")
+from pipeinfer_cpp.models import Pair
 
 
 def pair_lines(pair: Pair) -> Text:
@@ -58,9 +37,9 @@ def source_table(source: Source, title: str = "") -> Table:
     row("architecture", source.architecture)
     row("layers", source.n_layers)
     row("width", source.n_embd)
-    row("parameters", _count(sum(_elements(tensor.shape) for tensor in source.tensors.values())))
+    row("parameters", _count(_parameters(source)))
     row("size", f"{source.size_bytes / 1e6:,.1f} MB")
-    row("quantisation", _quantisation(source))
+    row("quantisation", ", ".join(f"{name} {100 * share:.1f}%" for name, share in _quantisation(source).items()))
     row("context", source.n_ctx_train or "not stated")
     row("vocabulary", f"{source.n_vocab:,} tokens ({source.vocab_type}; {'adds' if source.add_bos else 'no'} bos)")
     row("output head", "tied to the embedding" if source.tied else "its own")
@@ -68,6 +47,25 @@ def source_table(source: Source, title: str = "") -> Table:
     why = _why_not_sliceable(source)
     row("can be sliced", "yes" if why is None else f"no: {why}", "green" if why is None else "red")
     return table
+
+
+def source_fields(source: Source) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "files": [str(part) for part in source.parts],
+        "name": source.name,
+        "architecture": source.architecture,
+        "layers": source.n_layers,
+        "width": source.n_embd,
+        "parameters": _parameters(source),
+        "size": source.size_bytes,
+        "quantisation": _quantisation(source),
+        "context": source.n_ctx_train or None,
+        "vocabulary": source.n_vocab,
+        "tied": source.tied,
+        "chat_template": source.chat_template is not None,
+        "not_sliced": _why_not_sliceable(source),
+    }
 
 
 def fit_line(target: Source, draft: Source) -> Text:
@@ -88,13 +86,16 @@ def _why_not_sliceable(source: Source) -> str | None:
     return None
 
 
-def _quantisation(source: Source) -> str:
+def _parameters(source: Source) -> int:
+    return sum(_elements(tensor.shape) for tensor in source.tensors.values())
+
+
+def _quantisation(source: Source) -> dict[str, float]:
     """Tensor types by their share of the elements."""
     elements: Counter[str] = Counter()
     for tensor in source.tensors.values():
         elements[gguf.GGMLQuantizationType(tensor.kind).name] += _elements(tensor.shape)
-    total = sum(elements.values())
-    return ", ".join(f"{name} {100 * n / total:.1f}%" for name, n in elements.most_common())
+    return {name: n / _parameters(source) for name, n in elements.most_common()}
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.progress import (
@@ -16,11 +17,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from pipeinfer_cpp.ui.consoles import err
 
 Report = Callable[[str, str, int, int], None]
-"""(worker, what it does, done, total), as `Pipeline` calls it."""
+"""(worker, what it does, done, total), as `Pipeline` calls it; from "memory" comes a sentence about what is needed."""
 
 
 def _progress(columns: Sequence[ProgressColumn], *, transient: bool = False) -> Progress:
@@ -45,13 +47,17 @@ def opening(what: str) -> Iterator[Report]:
         doing: dict[str, str] = {}
 
         def report(worker: str, now: str, done: int, total: int) -> None:
+            if worker == "memory":  # a line that stays
+                if progress.console.is_terminal:
+                    progress.console.print(Text(now, style="dim"))
+                return
             if worker not in tasks:
                 tasks[worker] = progress.add_task("", total=None)
             if doing.get(worker) != now:
                 doing[worker] = now
                 name = "" if worker == "coordinator" else f"{worker}: "
-                progress.reset(tasks[worker], total=max(total, 1), description=f"{name}{now}")
-            progress.update(tasks[worker], completed=done, total=max(total, 1))
+                progress.reset(tasks[worker], total=total or None, description=f"{name}{now}")
+            progress.update(tasks[worker], completed=done, total=total or None)
             progress.update(whole, description=what)
 
         yield report
@@ -68,6 +74,33 @@ def transfer() -> Iterator[Callable[[str, int, int], None]]:
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=None)
             progress.update(tasks[name], completed=done, total=total or None)
+
+        yield report
+
+
+@contextlib.contextmanager
+def reading(after: float = 1.0) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a prompt that takes longer than `after` seconds to read: (tokens read, tokens in all). It is gone
+    when all are read, and at the end."""
+    columns = (
+        TextColumn("Reading the prompt"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} tokens"),
+        TimeElapsedColumn(),
+    )
+    began = time.monotonic()
+    with contextlib.ExitStack() as shown:
+        bar: list[tuple[Progress, TaskID]] = []
+
+        def report(done: int, total: int) -> None:
+            if done >= total:
+                shown.close()
+                bar.clear()
+            elif time.monotonic() - began > after:
+                if not bar:
+                    progress = shown.enter_context(_progress(columns, transient=True))
+                    bar.append((progress, progress.add_task("", total=total)))
+                bar[0][0].update(bar[0][1], completed=done)
 
         yield report
 

@@ -9,9 +9,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
+
+import msgspec
 
 from pipeinfer_cpp.cachedir import cache_dir
 from pipeinfer_cpp.gguf import LayerRange, Source, slice_plan
@@ -20,11 +22,11 @@ from pipeinfer_cpp.gguf.kinds import Sample, samples_of
 from pipeinfer_cpp.gguf.writer import write_slices
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import library_build
-from pipeinfer_cpp.llama.selftest import DEPTHS, Found, examine
+from pipeinfer_cpp.llama.selftest import BEHIND, DEPTHS, Found, examine
 from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.versions import cpu_name
 
-VERSION = 2
+VERSION = 3
 PATIENCE = 60.0
 """Seconds that another process may take for a sample before this one looks itself."""
 
@@ -47,10 +49,10 @@ class Setup:
     @property
     def depths(self) -> tuple[int, ...]:
         """Those that the stage can reach."""
-        return tuple(d for d in DEPTHS if d + self.widest + 1 <= self.n_ctx) or DEPTHS[:1]
+        return tuple(d for d in DEPTHS if d + self.widest + BEHIND <= self.n_ctx) or DEPTHS[:1]
 
     def open(self, path: str) -> SliceContext:
-        n_ctx = -(-(max(self.depths) + self.widest + 1) // 256) * 256
+        n_ctx = -(-(max(self.depths) + self.widest + BEHIND) // 256) * 256
         return SliceContext(
             path,
             n_ctx=n_ctx,
@@ -60,6 +62,7 @@ class Setup:
             flash_attn=self.flash_attn,
             n_threads=self.threads,
             n_gpu_layers=self.gpu_layers,
+            watched=True,
         )
 
 
@@ -110,7 +113,9 @@ def _examine(
     with _cut(source, sample) if path is None else contextlib.nullcontext(path) as file:
         ctx = setup.open(file)
         try:
-            return examine(ctx, setup.widest, _depths(sample, setup), compare=setup.exact, tick=tick)
+            one_layer = sample.end - sample.first == 1
+            depths = _depths(sample, setup)
+            return examine(ctx, setup.widest, depths, compare=setup.exact, one_layer=one_layer, tick=tick)
         finally:
             ctx.close()
 
@@ -139,8 +144,8 @@ def _cut(source: Source, sample: Sample) -> Iterator[str]:
 
 def _record(sample: Sample, setup: Setup) -> Path:
     """Where a sample's result is kept, by all that it depends on."""
-    parts = (VERSION, sample.signature, setup.kv_type, setup.flash_attn, setup.threads, setup.gpu_layers, setup.widest)
-    parts += (setup.exact, _depths(sample, setup), library_build(), cpu_name(), cores())
+    how = msgspec.json.encode(replace(setup, n_ctx=max(_depths(sample, setup)))).decode()
+    parts = (VERSION, sample.signature, sample.deep, how, library_build(), cpu_name(), cores())
     folder = cache_dir() / "probes"
     folder.mkdir(exist_ok=True)
     return folder / (hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:24] + ".json")

@@ -21,8 +21,9 @@ def slice_of(path: Path, first: int, end: int, report: Report) -> Path:
 def find_model(model: ModelRef, own: Path | None, models: Path | None, report: Report) -> Path:
     """This machine's copy of the coordinator's model, by content.
 
-    Looked for in this order: the file given to this stage, the pair of that name in its models.toml,
-    the coordinator's own path. Raises UserError when none has the same hash.
+    Looked for in this order: the file given to this stage, the pair of that name in its models.toml, the same file
+    of the same repository on Hugging Face among what was fetched here, the coordinator's own path. Raises UserError
+    when none has the same hash.
     """
     tried = []
     for path in _candidates(model, own, models):
@@ -52,4 +53,7 @@ def _candidates(model: ModelRef, own: Path | None, models: Path | None) -> list[
             local = None
         if local is not None:
             found.append(local)
-    return [*found, Path(model.path)]
+    from pipeinfer_cpp.models.hub import counterpart
+
+    same = counterpart(model.path)
+    return [*found, *([same] if same is not None else []), Path(model.path)]

@@ -15,7 +15,7 @@ from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
 from pipeinfer_cpp.llama.paths import PathSamplers
-from pipeinfer_cpp.llama.selftest import WIDEST
+from pipeinfer_cpp.llama.selftest import WIDEST, row_seconds
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader
 from pipeinfer_cpp.net.sockets import clock
@@ -58,10 +58,13 @@ class SliceRunner:
         how = options.flash_attn, options.threads, options.gpu_layers, options.n_ctx
         setup = Setup(kv_type, *how, widest, load.exact)
         try:
+            row = row_seconds(context)
             curve, safe = probe(Source.open(load.model.path), (load.first, load.end), path, setup, report)
         except BaseException:
             self.close()
             raise
+        # Samples are looked at once: how busy the machine was then does not matter, only how a curve bends.
+        curve = {w: s * row / curve[1] for w, s in curve.items()}
         if self._stretch:
             curve = {w: max(s, self._stretch(w)) for w, s in curve.items()}
         self.loaded = Loaded(curve, safe, kv_type, resident_mb(), options.threads, context.checkpointed)

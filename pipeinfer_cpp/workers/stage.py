@@ -10,6 +10,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from pipeinfer_cpp.machine import Share, cores, machine_id
+from pipeinfer_cpp.memory import Memory, memory
 from pipeinfer_cpp.net.handshake import objection
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
@@ -174,7 +175,8 @@ class Stage:
 
     def _welcome(self) -> Welcome:
         versions = PROTOCOL, package_version(), llama_version()
-        return Welcome(*versions, os.getpid(), cores(), self._runs_at, machine_id())
+        room = memory() or Memory(0, 0)
+        return Welcome(*versions, os.getpid(), cores(), self._runs_at, machine_id(), room.total, room.free)
 
     def _post(self, message: Message) -> None:
         """From the computing thread."""
