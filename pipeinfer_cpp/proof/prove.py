@@ -107,5 +107,7 @@ def _ask(source: Source, ranges: Sequence[LayerRange], *flags: str) -> Proof:
         return proof
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     last = said[-1].rpartition("/")[2] if said else "without a word"
-    how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"code {done.returncode}"
+    if done.returncode > 0:
+        return Proof(outcome="untested", detail=f"its process ended with code {done.returncode}: {last}")
+    how = signal.Signals(-done.returncode).name
     return Proof(outcome=proof.outcome, detail=f"llama.cpp ended with {how}: {last}")
