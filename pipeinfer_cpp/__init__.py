@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.errors import PipeInferError, UserError
-    from pipeinfer_cpp.pipeline import Generation, Pipeline
+    from pipeinfer_cpp.generation import Generation
+    from pipeinfer_cpp.options import Options
+    from pipeinfer_cpp.pipeline import Pipeline
     from pipeinfer_cpp.results import Result, Token
     from pipeinfer_cpp.sampling import Sampling
 
 _WHERE = {
-    "Generation": "pipeline",
+    "Generation": "generation",
+    "Options": "options",
     "PipeInferError": "errors",
     "Pipeline": "pipeline",
     "Result": "results",
@@ -26,7 +29,7 @@ _WHERE = {
     "Token": "results",
     "UserError": "errors",
 }
-__all__ = ["Generation", "PipeInferError", "Pipeline", "Result", "Sampling", "Token", "UserError"]
+__all__ = ["Generation", "Options", "PipeInferError", "Pipeline", "Result", "Sampling", "Token", "UserError"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,95 +8,38 @@ with Pipeline.local(pair="demo", stages=2) as p:
 from __future__ import annotations
 
 import contextlib
-import queue
+import os
 import secrets
+import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pipeinfer_cpp.arguments import sampling_of, stop_strings, token_ids, whole
 from pipeinfer_cpp.cluster.cutting import Cutting
-from pipeinfer_cpp.cluster.driver import Driver, Turn
+from pipeinfer_cpp.cluster.driver import Driver
 from pipeinfer_cpp.cluster.launch import Process, SocketDir
 from pipeinfer_cpp.cluster.plan import Plan, make_plan
 from pipeinfer_cpp.cluster.session import Loading, Peer
+from pipeinfer_cpp.cluster.turn import Turn
 from pipeinfer_cpp.engine import CostCurve
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.generation import Generation, Reading
 from pipeinfer_cpp.llama.sampler import Sampler
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
 from pipeinfer_cpp.net.sockets import Network
 from pipeinfer_cpp.options import Options
-from pipeinfer_cpp.results import Result, Token
+from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.sampling import Sampling
 
 Report = Callable[[str, str, int, int], None]
 """(worker, what it does, done, in all; 0 where that is not known). Called from more than one thread."""
-Reading = Callable[[int, int], None]
-"""(tokens read, tokens of the prompt)"""
 LOCAL_S, REMOTE_S = 30.0, 5.0
 """Seconds that a worker has for its first answer, here and on another machine."""
-
-
-class Generation:
-    """One generation: iterate over its tokens; `result` is there at the end.
-
-    Leaving the loop early, `cancel()` or an exception ends the generation and keeps the conversation.
-    """
-
-    def __init__(self, driver: Driver, turn: Turn, reading: Reading | None = None) -> None:
-        self._driver, self._turn, self._reading = driver, turn, reading
-        self.result: Result | None = None
-
-    def __iter__(self) -> Iterator[Token]:
-        try:
-            while self.result is None:
-                item = self._get()
-                if isinstance(item, Token):
-                    yield item
-                else:
-                    self._end(item)
-        finally:
-            if self.result is None:
-                self.cancel()
-
-    def cancel(self) -> None:
-        """End it now; returns when every stage has dropped it."""
-        if self.result is None and self._driver.failure is None:
-            self._driver.cancel(self._turn)
-            self.wait()
-
-    def wait(self) -> Result:
-        """Let it run to its end."""
-        while self.result is None:
-            item = self._get()
-            if not isinstance(item, Token):
-                self._end(item)
-        return self.result
-
-    def _get(self) -> Token | Result | BaseException:
-        n_prompt = len(self._turn.prompt)
-        while True:
-            try:
-                item = self._turn.out.get(timeout=0.1 if self._reading else 0.5)
-            except queue.Empty:
-                if self._driver.failure is not None:
-                    raise self._driver.failure from None
-                if self._reading is not None:
-                    self._reading(min(self._turn.read, n_prompt - 1), n_prompt)
-            else:
-                if self._reading is not None:
-                    self._reading(n_prompt, n_prompt)
-                    self._reading = None
-                return item
-
-    def _end(self, item: Result | BaseException) -> None:
-        if isinstance(item, Result):
-            self.result = item
-        else:
-            raise item
 
 
 class Pipeline:
@@ -107,7 +50,7 @@ class Pipeline:
         self.processes: list[Process] = []
         """Workers that were started here."""
         self._resources = contextlib.ExitStack()
-        self._finalizer = weakref.finalize(self, self._resources.close)
+        self._finalizer = weakref.finalize(self, _close, self._resources, os.getpid())
         try:
             self._open(options, report)
         except BaseException:
@@ -171,7 +114,11 @@ class Pipeline:
             exact=plan.exact,
             checkpoints=checkpoints,
         )
-        self.last: Result | None = None
+        self._opened = self.settings
+        """What the stages' contexts were made for."""
+        self._turn: Turn | None = None
+        self._last: Result | None = None
+        self._lock = threading.Lock()
         self.driver = Driver(
             network,
             stages,
@@ -211,8 +158,8 @@ class Pipeline:
         prompt: str | Sequence[int],
         *,
         max_tokens: int = 256,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        stop: str | Sequence[str] = (),
         goes_on: bool = False,
         reading: Reading | None = None,
     ) -> Generation:
@@ -222,29 +169,54 @@ class Pipeline:
         mode only what this prompt alone would compute in the same way, unless it `goes_on`: is the next turn
         of the conversation that the stages hold. `reading` is told how many of the prompt's tokens are read, now
         and then until the first token comes, and that all are.
-        Raises UserError for a prompt that does not fit the context.
+        Raises UserError for a prompt that does not fit the context, and PipeInferError while another
+        generation is under way.
         """
-        if self.driver.failure is not None:
-            raise PipeInferError(f"This pipeline has ended: {self.driver.failure}")
-        sampling = sampling or Sampling()
-        sampling.check()
-        tokens = self.vocabulary.tokenize(prompt, begin=True) if isinstance(prompt, str) else list(prompt)
+        self._check_alive()
+        sampling = sampling_of(sampling)
+        if isinstance(prompt, str):
+            tokens = tuple(self.vocabulary.tokenize(prompt, begin=True))
+        else:
+            tokens = token_ids(prompt, self.vocabulary.size)
         if not tokens:
             raise UserError("The prompt is empty: give it at least one token.")
-        if max_tokens < 1:
+        if (max_tokens := whole("max_tokens", max_tokens)) < 1:
             raise UserError("--max-tokens must be at least 1.")
         if len(tokens) >= self.settings.n_ctx:
             raise UserError(
                 f"The prompt has {len(tokens)} tokens and the context {self.settings.n_ctx}: "
                 "shorten it or raise --ctx-size."
             )
-        if not all(0 <= t < self.vocabulary.size for t in tokens):
-            raise UserError(f"The prompt has token ids outside of the vocabulary (0 to {self.vocabulary.size - 1}).")
         self.check_grammar(sampling)
-        turn = Turn(tuple(tokens), max_tokens, sampling, tuple(stop), goes_on)
-        generation = _Remembered(self, turn, reading)
-        self.driver.begin(turn)
-        return generation
+        turn = Turn(tokens, max_tokens, sampling, stop_strings(stop), goes_on)
+        with self._lock:
+            self._rest("This pipeline generates one text at a time")
+            self._turn = turn
+            self.driver.begin(turn)
+        return Generation(turn, self.driver.cancel, reading)
+
+    @property
+    def last(self) -> Result | None:
+        """The result of the last generation that ended well."""
+        self._remember()
+        return self._last
+
+    def _remember(self) -> None:
+        if self._turn is not None and self._turn.result is not None:
+            self._last = self._turn.result
+
+    def _check_alive(self) -> None:
+        if self.driver.failure is not None:
+            raise PipeInferError(f"This pipeline has ended: {self.driver.failure}")
+
+    def _rest(self, refused: str = "This can only be done between generations") -> None:
+        """Nothing is under way: wait for a generation that was told to stop, refuse while another one runs."""
+        if self._turn is not None and not self._turn.over:
+            if not self._turn.stopping:
+                raise PipeInferError(f"{refused}: another one is under way; read it to its end, or close() it.")
+            self._turn.wait()
+        self._remember()
+        self._check_alive()
 
     def check_grammar(self, sampling: Sampling) -> None:
         """Raise UserError for an invalid grammar or bias here, before any stage sees it."""
@@ -252,13 +224,31 @@ class Pipeline:
             Sampler(self.vocabulary.pointer, self.vocabulary.size, sampling).close()
 
     def configure(self, **changes: Any) -> None:
-        """Change engine settings (mode, draft_max, cutoff, ...) between generations."""
-        self.settings = replace(self.settings, **changes)
-        self.driver.configure(self.settings)
+        """Change engine settings (mode, draft_max, cutoff, ...) between generations.
+
+        Raises UserError, and changes nothing, for values that the stages were not opened for.
+        """
+        opened, held = self._opened, {"n_ctx", "chunk", "eog", "exact", "checkpoints"}
+        for name in sorted(changes.keys() & held):
+            if changes[name] != getattr(self.settings, name):
+                raise UserError(f"{name} cannot be changed while the pipeline is open: open another one with it.")
+        try:
+            settings = replace(self.settings, **changes)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"These settings cannot be: {error}.") from None
+        for name in ("branches", "max_rows", "max_ahead"):
+            if not 1 <= whole(name, getattr(settings, name)) <= getattr(opened, name):
+                raise UserError(f"{name} can be 1 to {getattr(opened, name)} on this pipeline, as it was opened.")
+        with self._lock:
+            self._rest()
+            self.driver.configure(settings)
+            self.settings = settings
 
     def forget(self) -> None:
         """Compute the next prompt from its beginning, whatever the stages still hold of it."""
-        self.driver.forget()
+        with self._lock:
+            self._rest()
+            self.driver.forget()
 
     @property
     def warnings(self) -> list[str]:
@@ -281,13 +271,7 @@ class Pipeline:
         self.close()
 
 
-class _Remembered(Generation):
-    """Leaves its result in `Pipeline.last`."""
-
-    def __init__(self, pipeline: Pipeline, turn: Turn, reading: Reading | None) -> None:
-        super().__init__(pipeline.driver, turn, reading)
-        self._pipeline = pipeline
-
-    def _end(self, item: Result | BaseException) -> None:
-        super()._end(item)
-        self._pipeline.last = self.result
+def _close(resources: contextlib.ExitStack, owner: int) -> None:
+    """All of it, unless this is a forked child: its parent's sockets, folder and processes are not its own."""
+    if os.getpid() == owner:
+        resources.close()

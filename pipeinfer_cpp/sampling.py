@@ -12,8 +12,9 @@ from pipeinfer_cpp.errors import UserError
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one generation's sampler. Defaults are llama.cpp's.
 
-    `temp` 0 or below is greedy. `repeat_penalty` 1, `presence_penalty` 0 and `frequency_penalty` 0
-    are off; `repeat_last_n` tokens are looked at (0 none). `logit_bias` maps token ids to an amount
+    `temp` 0 or below is greedy, and so is one so small that logits over it would overflow.
+    `repeat_penalty` 1, `presence_penalty` 0 and `frequency_penalty` 0 are off; `repeat_last_n` tokens are
+    looked at (0 none). `logit_bias` maps token ids to an amount
     added to their logit. At most one of `grammar` (GBNF) and `json_schema` (JSON text) is set.
     """
 
@@ -36,12 +37,14 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         numbers = (self.temp, self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
         rules = [
             (all(map(math.isfinite, numbers)), "--temp and the penalties must be finite numbers"),
-            (self.top_k >= 0, "--top-k must be 0 (off) or more"),
+            (0 <= self.top_k < 1 << 31, "--top-k must be 0 (off) or more, and below 2147483648"),
+            (0 <= self.seed < 1 << 64, "--seed must be 0 or more, and below 2 to the power of 64"),
             (0.0 < self.top_p <= 1.0, "--top-p must be above 0 and at most 1"),
             (0.0 <= self.min_p <= 1.0, "--min-p must be between 0 and 1"),
             (0.0 < self.typical_p <= 1.0, "--typical must be above 0 and at most 1"),
             (self.repeat_penalty > 0.0, "--repeat-penalty must be above 0"),
-            (self.repeat_last_n >= 0, "--repeat-last-n must be 0 (off) or more"),
+            (0 <= self.repeat_last_n < 1 << 31, "--repeat-last-n must be 0 (off) or more, and below 2147483648"),
+            (not any(math.isnan(b) for b in self.logit_bias.values()), "--logit-bias must be a number"),
             (self.grammar is None or self.json_schema is None, "Give --grammar or --json-schema, not both"),
         ]
         for holds, sentence in rules:
@@ -50,7 +53,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def greedy(self) -> bool:
-        return self.temp <= 0.0
+        return self.temp < 1e-6
 
     @property
     def penalises(self) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from pipeinfer_cpp.cluster.outbox import Outbox
 from pipeinfer_cpp.cluster.session import Peer, WorkerDied
 from pipeinfer_cpp.cluster.slowdown import Slowdown
+from pipeinfer_cpp.cluster.turn import Turn
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.engine import IDLE
@@ -18,8 +17,7 @@ from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.net import messages as msg
 from pipeinfer_cpp.net.sockets import Link, Network, Selector, Wakeup, clock
 from pipeinfer_cpp.net.transit import Arrivals, LinkSpeed
-from pipeinfer_cpp.results import Result, Tally, Token
-from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.results import Tally, Token
 from pipeinfer_cpp.text import TextStream
 from pipeinfer_cpp.trace import Trace
 
@@ -27,20 +25,6 @@ PATROL = 0.05
 """Seconds between looks at whether all workers live."""
 PING = 1.0
 """Seconds between signs of life to the stages."""
-
-
-@dataclass(slots=True)
-class Turn:
-    """One generation in the making. Tokens, then a Result or an exception, come out of `out`."""
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    sampling: Sampling
-    stops: Sequence[str]
-    goes_on: bool = False
-    read: int = 0
-    """Tokens of the prompt that all stages know."""
-    out: queue.SimpleQueue[Token | Result | BaseException] = field(default_factory=queue.SimpleQueue)
 
 
 class Driver:
@@ -90,9 +74,11 @@ class Driver:
 
     def begin(self, turn: Turn) -> None:
         self._command(lambda: self._begin(turn))
+        if self.failure is not None:
+            turn.end(self.failure)
 
     def cancel(self, turn: Turn) -> None:
-        """End the turn and keep the conversation."""
+        """End the turn and keep the conversation. Returns at once; finalisers call it, in any thread."""
         self._command(lambda: self._feed(ev.Stop("cancelled")) if self._turn is turn else None)
 
     def configure(self, settings: Settings) -> None:
@@ -114,7 +100,8 @@ class Driver:
     def close(self) -> None:
         self._closing = True
         self._wakeup()
-        self._thread.join(2.0)
+        if threading.current_thread() is not self._thread:  # it may be that the garbage collector closes this
+            self._thread.join(2.0)
         self._wakeup.close()
 
     def _between_turns(self, what: Callable[[], None]) -> None:
@@ -168,8 +155,10 @@ class Driver:
         except BaseException as error:
             self.failure = error
             if self._turn is not None:
-                self._turn.out.put(error)
+                self._turn.end(error)
                 self._turn = None
+            while self._commands:
+                self._commands.popleft()()
 
     def _receive(self, peer: Peer, link: Link[msg.ToCoordinator]) -> None:
         while (message := link.receive()) is not None:
@@ -200,7 +189,7 @@ class Driver:
 
     def _begin(self, turn: Turn) -> None:
         if self.failure is not None or self._turn is not None:
-            turn.out.put(self.failure or PipeInferError("Another generation is under way on this pipeline."))
+            turn.end(self.failure or PipeInferError("Another generation is under way on this pipeline."))
             return
         now = clock()
         self._turn, self.tally, self._text, self._keep = turn, Tally(now), TextStream(turn.stops), None
@@ -269,7 +258,7 @@ class Driver:
         self.tally.ids.append(action.token)
         self.tally.times.append(now)
         self.tally.texts.append(shown)
-        self._turn.out.put(Token(action.token, shown, action.logprob, action.origin))
+        self._turn.put(Token(action.token, shown, action.logprob, action.origin))
         if self.trace is not None:
             self.trace.instant("coordinator", "token", now, pos=action.pos, origin=action.origin)
 
@@ -283,9 +272,9 @@ class Driver:
         rest = self._text.finish()
         self.tally.texts.append(rest)
         if rest:
-            turn.out.put(Token(-1, rest, 0.0, "target"))
+            turn.put(Token(-1, rest, 0.0, "target"))
         result = self.tally.result(
-            reason,
+            "stop" if self._text.stopped else reason,  # it may have been completed by the last token there was room for
             engine.stats,
             mode=engine.settings.mode,
             stages=len(self._stages),
@@ -293,7 +282,7 @@ class Driver:
             n_prompt=len(turn.prompt),
             keep=self._keep,
         )
-        turn.out.put(result)
+        turn.end(result)
 
     def _patrol(self) -> None:
         now = clock()

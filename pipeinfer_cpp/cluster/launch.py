@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
+from typing import ClassVar
 
 _PREFIX = "pipeinfer-"
 
@@ -45,7 +47,12 @@ class SocketDir:
 
 
 class Process:
-    """A worker process of this machine. It ends when its standard input is closed, so it cannot be orphaned."""
+    """A worker process of this machine. It ends when its standard input is closed, so it cannot be orphaned.
+
+    A forked child of this process lets go of it: it neither keeps it alive nor ends it.
+    """
+
+    _ours: ClassVar[weakref.WeakSet[Process]] = weakref.WeakSet()
 
     def __init__(self, role: str, address: str, log: Path, threads: int, crowded: bool) -> None:
         self._log = log
@@ -64,6 +71,16 @@ class Process:
                 env=env,
                 start_new_session=True,
             )
+
+        self._ours.add(self)
+
+    @classmethod
+    def let_go(cls) -> None:
+        """In a forked child."""
+        for process in list(cls._ours):
+            if process._process.stdin is not None:
+                process._process.stdin.close()
+        cls._ours.clear()
 
     @property
     def pid(self) -> int:
@@ -86,6 +103,8 @@ class Process:
 
     def stop(self, deadline: float) -> None:
         """Close its lifeline; kill it when it has not ended by `deadline` (monotonic seconds)."""
+        if self not in self._ours:
+            return
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
@@ -94,3 +113,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Process.let_go)

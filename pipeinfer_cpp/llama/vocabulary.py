@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 
-from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.library import apart, lib, log_text, start
 
 
@@ -36,6 +36,7 @@ class Vocabulary:
     def tokenize(self, text: str, *, begin: bool = False, special: bool = True) -> list[int]:
         """Token ids of the text. `begin`: with the model's own start token, where it wants one.
         `special`: names of control tokens in the text count as such."""
+        self._check_open()
         data = text.encode()
         n_max = len(data) + 8
         buffer = (ctypes.c_int32 * n_max)()
@@ -64,7 +65,15 @@ class Vocabulary:
             lib.llama_model_free(self._model)
             self._model = None
 
+    def _check_open(self) -> None:
+        """llama.cpp would end the process."""
+        if not self._model:
+            raise PipeInferError("This model was closed: open it again.")
+
     def _piece(self, token: int, special: bool) -> bytes:
+        self._check_open()
+        if not 0 <= token < self.size:
+            raise PipeInferError(f"There is no token {token} in this vocabulary of {self.size}.")
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)

@@ -1,0 +1,126 @@
+"""A generation as its reader sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+
+from pipeinfer_cpp.cluster.turn import Turn
+from pipeinfer_cpp.results import Result, Token
+
+Reading = Callable[[int, int], None]
+"""(tokens read, tokens of the prompt)"""
+
+
+class Generation:
+    """One generation. Iterate over its tokens, with `for`, `async for` or `next`; `result` is there at the end.
+
+    Any thread may read, wait, cancel and look, several at once too: each loop gets every token. Leaving a loop early,
+    an exception in it, `close()`, or dropping the object ends the generation and keeps the conversation.
+    """
+
+    def __init__(self, turn: Turn, stop: Callable[[Turn], None], reading: Reading | None = None) -> None:
+        """`stop` asks for the turn's end and returns at once: it is called by finalisers, in any thread."""
+        self._turn, self._reading = turn, reading
+        self._stop = partial(_stop, turn, stop)
+        self._position = 0
+        weakref.finalize(self, self._stop).atexit = False
+
+    @property
+    def result(self) -> Result | None:
+        """None until it has ended well."""
+        return self._turn.result
+
+    @property
+    def done(self) -> bool:
+        """It has ended, well or not."""
+        return self._turn.over
+
+    def __iter__(self) -> Iterator[Token]:
+        n = 0
+        try:
+            while (token := self._next(n)) is not None:
+                n += 1
+                yield token
+        finally:
+            self._stop()
+
+    def __next__(self) -> Token:
+        token = self._next(self._position)
+        if token is None:
+            raise StopIteration
+        self._position += 1
+        return token
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        turn, n, news = self._turn, 0, asyncio.Event()
+        forget = turn.watch(partial(asyncio.get_running_loop().call_soon_threadsafe, news.set))
+        try:
+            while True:
+                news.clear()
+                over = turn.over  # before the tokens: none comes behind the end
+                for token in turn.tokens[n:]:
+                    n += 1
+                    yield token
+                if over:
+                    break
+                await news.wait()
+            if turn.error is not None:
+                raise turn.error
+        finally:
+            forget()
+            self._stop()
+
+    def cancel(self) -> None:
+        """End it now; returns when every stage has dropped it. Raises what the generation failed with."""
+        self._stop()
+        self.wait()
+
+    def close(self) -> None:
+        """End it now, however it stands; returns when every stage has dropped it."""
+        self._stop()
+        self._turn.wait()
+
+    def wait(self, timeout: float | None = None) -> Result:
+        """Let it run to its end. Raises what it failed with, and TimeoutError after `timeout` seconds."""
+        turn = self._turn
+        while self._reading is not None and not turn.tokens and not turn.wait(0, 0.1):
+            self._tell()
+        self._told()
+        if not turn.wait(timeout=timeout):
+            raise TimeoutError(f"the generation goes on after {timeout} s")
+        if turn.error is not None:
+            raise turn.error
+        assert turn.result is not None
+        return turn.result
+
+    def _next(self, n: int) -> Token | None:
+        """Token number n, None at the end. Raises what the generation failed with."""
+        turn = self._turn
+        while not turn.wait(n, 0.1 if self._reading is not None else None):
+            self._tell()
+        self._told()
+        if len(turn.tokens) > n:
+            return turn.tokens[n]
+        if turn.error is not None:
+            raise turn.error
+        return None
+
+    def _tell(self) -> None:
+        n_prompt = len(self._turn.prompt)
+        if self._reading is not None:
+            self._reading(min(self._turn.read, n_prompt - 1), n_prompt)
+
+    def _told(self) -> None:
+        """The first token is here: all of the prompt is read."""
+        if self._reading is not None:
+            self._reading(len(self._turn.prompt), len(self._turn.prompt))
+            self._reading = None
+
+
+def _stop(turn: Turn, stop: Callable[[Turn], None]) -> None:
+    if not turn.over:
+        turn.stopping = True
+        stop(turn)
