@@ -62,6 +62,9 @@ class Process:
         env["OMP_NUM_THREADS"] = str(threads)
         if crowded:
             env["GOMP_SPINCOUNT"] = "0"  # spinning barriers of two processes on one core stop both
+        else:
+            # Where another program takes one of the cores for a while: by default each barrier spins for milliseconds.
+            env.setdefault("GOMP_SPINCOUNT", "10000")
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pipeinfer_cpp.workers", role, address],

@@ -174,11 +174,14 @@ class _Bench:
         self.seconds[width] = min(seconds, self.seconds.get(width, seconds))
 
     def _decode(self, a: int, b: int, prefix: bool = False) -> NDArray[np.float32]:
+        # What is behind the last attention knows no depth: the first one showed it for every row.
+        wanted = np.full(b - a, not prefix and self._depth <= self.depths[0], np.int8)
+        wanted[-1] = not prefix
         out = self._ctx.decode(
             self._tokens[a:b],
             np.arange(a, b, dtype=np.int32),
             np.zeros(b - a, np.int32),
-            np.full(b - a, not prefix, np.int8),
+            wanted,
             None if self._hidden is None else self._hidden[a:b],
             only_cells=prefix and self._only_cells,
         )
