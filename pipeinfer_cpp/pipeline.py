@@ -168,6 +168,7 @@ class Pipeline:
             plan.settings,
             max_rows=min(safe, plan.settings.max_rows),
             eog=self.vocabulary.eog,
+            exact=plan.exact,
             checkpoints=checkpoints,
         )
         self.last: Result | None = None
@@ -212,13 +213,15 @@ class Pipeline:
         max_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        goes_on: bool = False,
         reading: Reading | None = None,
     ) -> Generation:
         """Begin a generation behind the prompt: text, or token ids as they are.
 
-        What the stages still hold of an earlier prompt with the same beginning is not computed again.
-        `reading` is told how many of the prompt's tokens are read, now and then until the first token comes, and
-        that all are.
+        What the stages still hold of an earlier prompt with the same beginning is not computed again; in exact
+        mode only what this prompt alone would compute in the same way, unless it `goes_on`: is the next turn
+        of the conversation that the stages hold. `reading` is told how many of the prompt's tokens are read, now
+        and then until the first token comes, and that all are.
         Raises UserError for a prompt that does not fit the context.
         """
         if self.driver.failure is not None:
@@ -238,7 +241,7 @@ class Pipeline:
         if not all(0 <= t < self.vocabulary.size for t in tokens):
             raise UserError(f"The prompt has token ids outside of the vocabulary (0 to {self.vocabulary.size - 1}).")
         self.check_grammar(sampling)
-        turn = Turn(tuple(tokens), max_tokens, sampling, tuple(stop))
+        turn = Turn(tuple(tokens), max_tokens, sampling, tuple(stop), goes_on)
         generation = _Remembered(self, turn, reading)
         self.driver.begin(turn)
         return generation

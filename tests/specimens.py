@@ -43,26 +43,40 @@ def encoded(value: Any) -> bytes:
     return encode_value(F32, value) if isinstance(value, float) else encode_value(U32, value)
 
 
-MOE = set("""llama4 cohere2moe grok qwen2moe qwen3moe qwen3next qwen3vlmoe qwen35moe qwen4exp phimoe dbrx olmoe arctic
+_MOE = """
+llama4 cohere2moe grok qwen2moe qwen3moe qwen3next qwen3vlmoe qwen35moe qwen4exp phimoe dbrx olmoe arctic
 deepseek deepseek2 deepseek32 dots3note deepseek4 glm4moe glm-dsa exaone-moe bailingmoe bailingmoe2 bailingmoe3 dots1
-afmoe ernie4_5 ernie4_5-moe hunyuan-moe hy_v3 hy_v4 gpt-oss lfm2moe smallthinker llada-moe grovemoe minimax-01 minimax-m2
+afmoe ernie4_5 ernie4_5-moe hunyuan-moe hy_v3 hy_v4 gpt-oss lfm2moe smallthinker llada-moe grovemoe minimax-01
+minimax-m2
 minimax-m3 rnd1 paddleocr mimo2 kimi-linear kimi-k3 glm5-next step35 mistral4 mellum laguna maple nemotron_h_moe
-granitemoe""".split())
-PERHEAD = set("""plamo2 jamba nemotron_h nemotron_h_moe granitehybrid lfm2 lfm2moe kimi-linear bailingmoe3 kimi-k3
-glm5-next""".split())
-MLA = set("""deepseek2 deepseek32 glm-dsa dots3note kimi-linear bailingmoe3 kimi-k3 glm5-next hy_v4 mistral4""".split())
-PATTERN_LIST = set("""cohere2moe mimo2 step35 spark2_5 muse-glimmer granite_swa dots3note maple gemma4""".split())
+deepseek2-ocr granitemoe
+"""
+MOE = set(_MOE.split())
+_PERHEAD = """
+plamo2 jamba nemotron_h nemotron_h_moe granitehybrid lfm2 lfm2moe kimi-linear bailingmoe3 kimi-k3
+glm5-next
+"""
+PERHEAD = set(_PERHEAD.split())
+_MLA = """
+deepseek2 deepseek32 glm-dsa dots3note kimi-linear bailingmoe3 kimi-k3 glm5-next hy_v4 mistral4
+"""
+MLA = set(_MLA.split())
+_PATTERN_LIST = """
+cohere2moe mimo2 step35 spark2_5 muse-glimmer granite_swa dots3note maple gemma4
+"""
+PATTERN_LIST = set(_PATTERN_LIST.split())
 QWEN_SSM = ("qwen3next", "qwen35", "qwen35moe", "qwen4exp")
 
 
 def keys_for(arch: str, n_layer: int = 8, moe: bool | None = None, **over: Any) -> dict[str, Any]:
     """Metadata by full name; `over` changes or (None) takes away keys of the architecture."""
     moe = arch in MOE if moe is None else moe
-    n_ctx, n_embd, n_head, n_ff = 256, 256, 2, 384
+    n_layer = 16 if arch == "smallthinker" and n_layer == 8 else n_layer  # of 4 none can be cut
+    n_ctx, n_embd, n_head, n_ff = 256, 128, 2, 192
     if arch == "gemma4":
         n_embd, n_head, n_ff = 128, 2, 192
     elif arch == "deepseek4":
-        n_embd, n_head, n_ff = 512, 8, 1024
+        n_embd, n_head, n_ff = 512, 8, 128
     elif arch in ("step35", "laguna"):
         n_embd = 160
     elif arch in ("qwen3", "muse-glimmer", "afmoe"):
@@ -95,7 +109,8 @@ def keys_for(arch: str, n_layer: int = 8, moe: bool | None = None, **over: Any) 
         k[a + "attention.head_count_kv"] = n_head_kv
     k[a + "attention.max_alibi_bias"] = 8.0
     if arch == "deepseek4":
-        k |= {a + "attention.key_length": head, a + "attention.value_length": head, a + "rope.dimension_count": head // 2}
+        k |= {a + "attention.key_length": head, a + "attention.value_length": head,
+        a + "rope.dimension_count": head // 2}
     elif arch in MLA:
         k |= {
             a + "attention.key_length": 512 if arch == "glm5-next" else 576, a + "attention.value_length": 512,
@@ -115,13 +130,15 @@ def keys_for(arch: str, n_layer: int = 8, moe: bool | None = None, **over: Any) 
         a + "attention.clamp_kqv": 1.0, a + "attention.layer_norm_epsilon": 1e-5,
         a + "attention.layer_norm_rms_epsilon": 1e-5, a + "attention.group_norm_epsilon": 1e-5,
         a + "attention.group_norm_groups": 8, a + "attention.q_lora_rank": 64 if arch == "deepseek4" else 512,
-        a + "attention.kv_lora_rank": 512, a + "attention.relative_buckets_count": 8,
-        a + "attention.sliding_window": 8,
+        a + "attention.relative_buckets_count": 8, a + "attention.sliding_window": 8,
     }
+    if arch in MLA:
+        k[a + "attention.kv_lora_rank"] = 512
     if arch == "gemma4":
         k |= {
             a + "embedding_length_per_layer_input": 0, a + "attention.shared_kv_layers": 0,
-            a + "attention.key_length_swa": head, a + "attention.value_length_swa": head, a + "rope.freq_base_swa": 10000.0,
+            a + "attention.key_length_swa": head, a + "attention.value_length_swa": head,
+            a + "rope.freq_base_swa": 10000.0,
         }
     if arch in PATTERN_LIST:
         k[a + "attention.sliding_window_pattern"] = u32s([1 if i % 3 else 0 for i in range(n_layer)])
@@ -139,7 +156,7 @@ def keys_for(arch: str, n_layer: int = 8, moe: bool | None = None, **over: Any) 
             a + "ple.head_vocab_sizes": Arr([N_VOCAB] * 4, U64),
         }
     k |= {
-        a + "attention.indexer.head_count": n_head if arch == "minimax-m3" else 64,
+        a + "attention.indexer.head_count": n_head if arch == "minimax-m3" else 4,
         a + "attention.indexer.key_length": head if arch == "qwen4exp" else 128,
         a + "attention.indexer.top_k": 16, a + "attention.indexer.block_size": 4, a + "attention.indexer.kpool": 4,
         a + "attention.indexer.kpool_select_tail": True, a + "attention.indexer.local_blocks": 1,
@@ -147,7 +164,8 @@ def keys_for(arch: str, n_layer: int = 8, moe: bool | None = None, **over: Any) 
     k[a + "rope.dimension_sections"] = u32s([8, 12, 12, 0] if arch == "bailingmoe3" else [head // 4] * 4)
     if arch == "hy_v4":
         k |= {
-            a + "hyper_connection.count": 4, a + "hyper_connection.epsilon": 1e-6, a + "hyper_connection.magnitude": 2.0,
+            a + "hyper_connection.count": 4, a + "hyper_connection.epsilon": 1e-6,
+            a + "hyper_connection.magnitude": 2.0,
             a + "swiglu_clamp_exp": 10.0, a + "expert_weights_scale": 1.0, a + "expert_weights_norm": True,
             a + "attention.indexer.types": u32s([0 if i % 2 else 1 for i in range(n_layer)]),
         }
@@ -157,7 +175,8 @@ def keys_for(arch: str, n_layer: int = 8, moe: bool | None = None, **over: Any) 
             a + "attention.output_group_count": 8, a + "attention.output_lora_rank": 32,
             a + "attention.compress_ratios": u32s([ratios[i % 4] for i in range(n_layer)]),
             a + "attention.compress_rope_freq_base": 160000.0, a + "hyper_connection.count": 4,
-            a + "hyper_connection.sinkhorn_iterations": 2, a + "hyper_connection.epsilon": 1e-6, a + "hash_layer_count": 2,
+            a + "hyper_connection.sinkhorn_iterations": 2, a + "hyper_connection.epsilon": 1e-6,
+            a + "hash_layer_count": 2,
             a + "swiglu_clamp_exp": 10.0, a + "expert_weights_scale": 1.0, a + "expert_weights_norm": True,
         }
     if arch == "maple":
@@ -171,12 +190,14 @@ def keys_for(arch: str, n_layer: int = 8, moe: bool | None = None, **over: Any) 
         k |= {
             a + "expert_feed_forward_length": n_ff, a + "expert_shared_feed_forward_length": n_ff // 2,
             a + "expert_latent_length": n_ff, a + "interleave_moe_layer_step": 2, a + "expert_count": 4,
-            a + "expert_used_count": 2, a + "expert_shared_count": 1, a + "expert_gating_func": 4 if arch == "deepseek4" else 2,
+            a + "expert_used_count": 2, a + "expert_shared_count": 1,
+            a + "expert_gating_func": 4 if arch == "deepseek4" else 2,
             a + "expert_group_scale": 1.0, a + "experts_per_group": 1, a + "moe_latent_size": n_ff,
         }
     k |= {
         a + "xielu.alpha_n": 1.0, "xielu.alpha_n": 1.0, "xielu.alpha_p": 1.0, "xielu.beta": 1.0, "xielu.eps": 1e-7,
-        a + "ssm.inner_size": 256 if arch in QWEN_SSM else 2 * n_embd, a + "ssm.conv_kernel": 4, a + "ssm.state_size": 128,
+        a + "ssm.inner_size": 256 if arch in QWEN_SSM else 2 * n_embd, a + "ssm.conv_kernel": 4,
+        a + "ssm.state_size": 128,
         a + "ssm.time_step_rank": n_head, a + "ssm.group_count": 0 if arch == "plamo2" else 2, a + "kda.head_dim": 128,
         a + "kda.safe_gate": True, a + "kda.gate_lower_bound": -5.0,
     }
@@ -216,7 +237,8 @@ class Specimen:
 
 def specimen(name: str) -> Specimen:
     """A variant by its name, or the plain model of an architecture."""
-    return VARIANTS[name]() if name in VARIANTS else Specimen(name, keys_for(name))
+    make = VARIANTS.get(name) or UNCUTTABLE.get(name)
+    return make() if make else Specimen(name, keys_for(name))
 
 
 def _head(name: str) -> bool:
@@ -247,12 +269,12 @@ def _gemma4(moe: bool) -> Specimen:
     return Specimen("gemma4", keys, _head)
 
 
-def _gemma4_e(n: int = 15, shared: int = 5) -> Specimen:
+def _gemma4_e(n: int = 15, shared: int = 5, inputs: int = 64) -> Specimen:
     """E2B and E4B: inputs of each layer, and layers that share the caches of those before."""
     a = "gemma4."
     keys = keys_for("gemma4", n)
     keys |= {
-        a + "embedding_length_per_layer_input": 64, a + "attention.shared_kv_layers": shared,
+        a + "embedding_length_per_layer_input": inputs, a + "attention.shared_kv_layers": shared,
         a + "attention.sliding_window_pattern": [i % 5 != 4 for i in range(n)],
         a + "feed_forward_length": u32s(192 if i < n - shared else 384 for i in range(n)),
     }  # fmt: skip
@@ -262,8 +284,9 @@ def _gemma4_e(n: int = 15, shared: int = 5) -> Specimen:
 
 def _gemma2_27b(head: int) -> Specimen:
     sizes = {"attention.key_length": head, "attention.value_length": head, "rope.dimension_count": head}
-    keys = keys_for("gemma2", 46, **sizes)
-    return Specimen("gemma2", keys, lambda n: n.endswith("attn_q.scale") or "attn_qkv" in n or n.endswith("attn_q.bias"))
+    keys = keys_for("gemma2", 46, embedding_length=256, **sizes)
+    spare = ("attn_q.scale", "attn_q.bias", "attn_qkv.weight", "attn_qkv.bias")
+    return Specimen("gemma2", keys, lambda name: name.endswith(spare))
 
 
 def _other(arch: str, n_layer: int = 8, moe: bool | None = None, **over: Any) -> Callable[[], Specimen]:
@@ -274,22 +297,32 @@ _NO_PATTERN = {"attention.sliding_window_pattern": None}
 _NO_WINDOW = {"attention.sliding_window": None, "attention.sliding_window_pattern": None}
 _HEADS = {"attention.key_length": 64, "attention.value_length": 64, "rope.dimension_count": 64}
 
+_MTP = """
+qwen35 qwen35moe qwen3next glm4moe glm-dsa deepseek2 deepseek32 cohere2moe hy_v3 mimo2 step35 ernie4_5-moe deepseek4
+glm5-next qwen4exp minimax-m2
+"""
+_TIED = """
+llama qwen2 qwen3 qwen35 granite granitehybrid lfm2 mistral3 smollm3 falcon-h1 exaone4 ernie4_5 phi3 qwen3next
+"""
+
 VARIANTS: dict[str, Callable[[], Specimen]] = {
     **{
         f"{arch}+mtp": lambda arch=arch: _with_mtp(arch)
-        for arch in """qwen35 qwen35moe qwen3next glm4moe glm-dsa deepseek2 deepseek32 cohere2moe exaone-moe glm4
-        bailingmoe2 hy_v3 mimo2 step35 nemotron_h_moe ernie4_5-moe bailingmoe3 deepseek4 glm5-next qwen4exp
-        minimax-m2 exaone4""".split()  # noqa: SIM905
+        for arch in _MTP.split()
     },
     **{
         f"{arch}-tied": lambda arch=arch: _tied(arch)
-        for arch in """llama qwen2 qwen3 qwen35 granite granitehybrid lfm2 mistral3 smollm3 falcon-h1 exaone4
-        ernie4_5 phi3 qwen3next""".split()  # noqa: SIM905
+        for arch in _TIED.split()
     },
     "gemma4-31b": lambda: _gemma4(False),
     "gemma4-26b-a4b": lambda: _gemma4(True),
     "gemma4-e": _gemma4_e,
     "gemma2-27b": lambda: _gemma2_27b(32),
+    "gemma3-27b": _other(
+        "gemma3", 62, embedding_length=128, **{"attention.head_count": 1, "attention.head_count_kv": 1,
+        "attention.key_length": 32, "attention.value_length": 32, "rope.dimension_count": 32}, **_NO_PATTERN,
+    ),
+    "deepseek2-30": _other("deepseek2", 30),
     "deepseek2-lite": _other("deepseek2", 27, **{"attention.q_lora_rank": None, "expert_gating_func": None}),
     "minicpm-scales": _other("minicpm", residual_scale=None, embedding_scale=None, logit_scale=None),
     "deepseek2-no-gating": _other("deepseek2", expert_gating_func=None),
@@ -311,6 +344,7 @@ VARIANTS: dict[str, Callable[[], Specimen]] = {
     "gemma2-default": _other("gemma2", **_NO_PATTERN),
     "gemma3-default": _other("gemma3", 12, **_NO_PATTERN),
     "olmo2-default": _other("olmo2", **_NO_PATTERN),
+    "smollm3-12": _other("smollm3", 12),
     "smallthinker-16": _other("smallthinker", 16, **_NO_PATTERN),
     "llama4-default": _other("llama4", 12, interleave_moe_layer_step=1, **_NO_PATTERN),
     "deepseek4-12": _other("deepseek4", 12),
@@ -325,9 +359,20 @@ VARIANTS: dict[str, Callable[[], Specimen]] = {
         "attention.head_count_kv": u32s([2, 2, 1, 4, 2, 2]),
         "feed_forward_length": u32s([384, 256, 384, 128, 384, 128]), **_HEADS},
     ),
+    "openelm-no-sizes": _other(
+        "openelm", 4, **{"attention.head_count": u32s([4, 8, 4, 8]), "attention.head_count_kv": u32s([2, 2, 1, 4])},
+    ),
     "nemotron_h-lists": _other(
         "nemotron_h_moe", 9, expert_used_count=u32s([2, 1, 2, 2, 1, 2, 2, 2, 1]),
         expert_feed_forward_length=u32s([384, 384, 256, 384, 384, 128, 384, 384, 64]),
     ),
 }  # fmt: skip
 """What real files have besides: layers behind the trunk, tied heads, lists, default patterns, code by layer counts."""
+
+UNCUTTABLE: dict[str, Callable[[], Specimen]] = {
+    "gemma4-e-16": lambda: _gemma4_e(n=16, inputs=16),
+    "exaone4-32b": _other("exaone4", 64),
+    "baichuan-13b": _other("baichuan", 40),
+    "command-r-plus": _other("command-r", 64),
+}
+"""Models that llama.cpp knows by their number of layers; and one whose inputs of each layer are less than a block."""

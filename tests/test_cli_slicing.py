@@ -67,8 +67,8 @@ def test_inspect_tells_what_a_file_is(capfd: pytest.CaptureFixture[str], tiny: P
 
 
 def test_inspect_tells_why_a_model_cannot_be_sliced(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    out = said(capfd, "models", "inspect", build(tmp_path / "kimi.gguf", Tiny("kimi-k3")))
-    assert "no: Models of architecture" in out and "'kimi-k3'" in out
+    out = said(capfd, "models", "inspect", build(tmp_path / "talkie.gguf", Tiny("talkie")))
+    assert "no: talkie.gguf cannot be cut at all" in " ".join(out.split())
 
 
 def test_inspect_tells_of_a_pair_whether_it_fits(capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny: Path) -> None:

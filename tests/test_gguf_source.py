@@ -12,7 +12,7 @@ from gguf import GGUFReader, GGUFWriter
 from tiny_models import CHATML, MODELS, SPECIALS, Tiny, build, vocabulary
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
-from pipeinfer_cpp.gguf import Source, slice_plan
+from pipeinfer_cpp.gguf import Source, fit_split, slice_plan
 
 
 @pytest.fixture(autouse=True)
@@ -168,37 +168,57 @@ def test_a_file_that_grows_while_it_is_hashed_is_told(model: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "why"),
     [
-        ("mamba", "cannot be rolled back"),
-        ("gemma3n", "token ids too"),
-        ("gemma2", "scales the hidden states"),
-        ("gpt-oss", "differ by their number"),
-        ("glm4moe", "first layers differ"),
-        ("bert", "token by token"),
-        ("falcon", "no test proves"),
+        ("gemma3n", "four streams"),
+        ("kimi-k3", "several layers before"),
+        ("minimax-01", "decay"),
+        ("rwkv7", "the first one computed"),
     ],
 )
-def test_other_architectures_are_refused_by_name_and_reason(tmp_path: Path, arch: str, why: str) -> None:
+def test_architectures_that_cannot_be_cut_are_refused_by_name_and_reason(tmp_path: Path, arch: str, why: str) -> None:
     source = Source.open(build(tmp_path / "model.gguf", Tiny(arch)))
-    with pytest.raises(UserError, match=f"'{arch}' cannot be cut: .*{why}.*supported: gemma3, llama") as caught:
+    with pytest.raises(UserError, match=f"'{arch}' cannot be cut: .*{why}") as caught:
         slice_plan(source, 0, 2)
     one_line(caught)
+
+
+def test_what_cannot_be_cut_runs_in_one_stage(tmp_path: Path) -> None:
+    source = Source.open(build(tmp_path / "model.gguf", Tiny("talkie")))
+    assert slice_plan(source, 0, 4).counts()["tensors"]["left out"] == 0
+    with pytest.raises(UserError, match=r"every layer reads the embedding again\. Run it with one stage"):
+        fit_split(source, [(0, 2), (2, 4)])
+
+
+@pytest.mark.parametrize(("arch", "why"), [("bert", "token by token"), ("eagle3", "drafts for another model")])
+def test_what_writes_no_text_is_refused_whole_too(tmp_path: Path, arch: str, why: str) -> None:
+    source = Source.open(build(tmp_path / "model.gguf", Tiny(arch)))
+    for end in (2, 4):
+        with pytest.raises(UserError, match=f"'{arch}' cannot be used: .*{why}"):
+            slice_plan(source, 0, end)
 
 
 @pytest.mark.parametrize(
     ("tiny", "said"),
     [
-        (Tiny(tensors={"cls.output.weight": (3, 64)}), "cls.output.weight"),
         (Tiny(tensors={"blk.9.attn_norm.weight": (64,)}), "layer 9"),
         (Tiny(keys={"attention.causal": False}), "not causal"),
-        (Tiny(keys={"nextn_predict_layers": 1}), "several tokens at once"),
         (Tiny(keys={"some.new_list": [1, 2, 3, 4]}), "llama.some.new_list"),
+        (Tiny(keys={"feed_forward_length": [96, 96]}), "has 2 values, not 4"),
+        (Tiny("gpt-oss", keys={"attention.sliding_window": 8}), "a layer with a sliding window"),
     ],
 )
 def test_what_the_rules_do_not_cover_is_refused(tmp_path: Path, tiny: Tiny, said: str) -> None:
     source = Source.open(build(tmp_path / "model.gguf", tiny))
     with pytest.raises(UserError, match=said) as caught:
-        slice_plan(source, 0, 2)
+        slice_plan(source, 1, 2)
     one_line(caught)
+
+
+def test_layers_that_predict_several_tokens_are_not_counted(tmp_path: Path) -> None:
+    source = Source.open(build(tmp_path / "model.gguf", Tiny("glm4moe", keys={"nextn_predict_layers": 1})))
+    assert (source.n_layers, source.n_layers_beyond) == (3, 1)
+    plan = slice_plan(source, 1, 3)
+    assert plan.gives_logits and not any("blk.3" in (step.target or "") for step in plan.tensors)
+    assert {step.name: step.action for step in plan.tensors}["blk.3.attn_q.weight"] == "left out"
 
 
 @pytest.mark.parametrize(("first", "end"), [(0, 5), (-1, 2), (2, 2), (3, 1)])

@@ -14,11 +14,12 @@ from specimens import specimen
 from pipeinfer_cpp.engine import Settings
 from pipeinfer_cpp.gguf import Source, slice_plan, write_slice
 from pipeinfer_cpp.gguf.cuts import Cuts
-from pipeinfer_cpp.llama.checkpoints import Checkpoints
-from pipeinfer_cpp.llama.context import SliceContext
 
-HYBRIDS = """qwen35 qwen35moe qwen3next qwen4exp deepseek4 glm5-next nemotron_h nemotron_h_moe kimi-linear granitehybrid
-falcon-h1 lfm2 lfm2moe bailingmoe3 jamba plamo2 mamba mamba2""".split()
+HYBRIDS = (
+    *("qwen35", "qwen35moe", "qwen3next", "qwen4exp", "deepseek4", "glm5-next", "nemotron_h", "nemotron_h_moe"),
+    *("kimi-linear", "granitehybrid", "falcon-h1", "lfm2", "lfm2moe", "bailingmoe3", "jamba", "plamo2"),
+    *("mamba", "mamba2"),
+)
 PROMPT, N = 24, 96
 
 

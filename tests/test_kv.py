@@ -15,11 +15,14 @@ from pipeinfer_cpp.llama.context import SliceContext
 
 MEGABYTE = 1 << 20
 KINDS = (
-    "llama qwen3moe gemma3 gpt-oss olmo2 gemma4-31b gemma4-26b-a4b gemma4-e qwen35 qwen35+mtp qwen35moe qwen3next "
-    "nemotron_h_moe kimi-linear lfm2 granitehybrid falcon-h1 jamba plamo2 mamba mamba2 rwkv6 deepseek2 deepseek2+mtp "
-    "deepseek2-lite deepseek32 glm-dsa glm5-next deepseek4 minimax-m3 hy_v4 bailingmoe3 glm4moe+mtp "
-    "openelm-lists phi3 falcon deci-lists"
-).split()  # noqa: SIM905
+    *("llama", "qwen3moe", "gemma3", "gpt-oss", "olmo2", "gemma4-31b"),
+    *("gemma4-26b-a4b", "gemma4-e", "qwen35", "qwen35+mtp", "qwen35moe", "qwen3next"),
+    *("nemotron_h_moe", "kimi-linear", "lfm2", "granitehybrid", "falcon-h1", "jamba"),
+    *("plamo2", "mamba", "mamba2", "rwkv6", "deepseek2", "deepseek2+mtp"),
+    *("deepseek2-lite", "deepseek32", "glm-dsa", "glm5-next", "deepseek4", "minimax-m3"),
+    *("hy_v4", "bailingmoe3", "glm4moe+mtp", "openelm-lists", "phi3", "falcon"),
+    *("deci-lists",),
+)
 
 
 def allocated(path: Path, cells: int, n_seq: int, kv_type: str, monkeypatch: pytest.MonkeyPatch) -> float:

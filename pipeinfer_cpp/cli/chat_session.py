@@ -95,6 +95,7 @@ class ChatSession:
                 max_tokens=settings.max_tokens,
                 sampling=settings.sampling,
                 stop=settings.stop,
+                goes_on=True,
                 reading=report,
             )
             shown = 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.splits import LayerRange
+
+if TYPE_CHECKING:
+    from pipeinfer_cpp.gguf import Source
 
 
 def cut(
@@ -26,18 +29,25 @@ def cut(
     Stages cut (and keep) their own slices: this is for looking at them, or for cutting ahead.
     """
     from pipeinfer_cpp.gguf import Source, slice_plan, write_slice
-    from pipeinfer_cpp.ui.consoles import out
+    from pipeinfer_cpp.proof.prove import prove
+    from pipeinfer_cpp.ui.consoles import out, warn
     from pipeinfer_cpp.ui.plans import plan_table
     from pipeinfer_cpp.ui.progress import transfer
 
     source = Source.open(file)
-    plans = [slice_plan(source, first, end) for first, end in _ranges(source.n_layers, layers, stages, split)]
+    ranges, notes = _ranges(source, layers, stages, split)
+    plans = [slice_plan(source, first, end) for first, end in ranges]
+    for note in notes:
+        warn(note)
     if plan:
         for one in plans:
             out().print(plan_table(one))
         return
     if not output.is_dir():
         raise UserError(f"{output} is not a folder: make it first, or choose another with -o.")
+    note = prove(source, ranges).note
+    if note:
+        warn(note)
     written = []
     with transfer() as progress:
         for one in plans:
@@ -48,14 +58,19 @@ def cut(
         typer.echo(str(path))
 
 
-def _ranges(n_layers: int, layers: str | None, stages: int | None, split: str | None) -> list[LayerRange]:
-    from pipeinfer_cpp.gguf import even_split, parse_layers, parse_shares, split_by_shares
+def _ranges(
+    source: Source, layers: str | None, stages: int | None, split: str | None
+) -> tuple[list[LayerRange], list[str]]:
+    """The layers of each slice, and what to tell the user of them."""
+    from pipeinfer_cpp.gguf import check_split, even_split, fit_split, parse_layers, parse_shares, split_by_shares
 
     if sum(given is not None for given in (layers, stages, split)) != 1:
         raise UserError("Say where to cut with one of --layers 0-9,10-19, --stages N or --split 0.5,0.5.")
     if layers is not None:
-        return parse_layers(layers, n_layers)
+        typed = parse_layers(layers, source.n_layers)
+        check_split(source, typed)
+        return typed, []
     if split is not None:
-        return split_by_shares(parse_shares(split), n_layers)
+        return fit_split(source, split_by_shares(parse_shares(split), source.n_layers))
     assert stages is not None
-    return even_split(n_layers, stages)
+    return fit_split(source, even_split(source.n_layers, stages))

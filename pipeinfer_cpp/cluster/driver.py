@@ -37,6 +37,7 @@ class Turn:
     max_tokens: int
     sampling: Sampling
     stops: Sequence[str]
+    goes_on: bool = False
     read: int = 0
     """Tokens of the prompt that all stages know."""
     out: queue.SimpleQueue[Token | Result | BaseException] = field(default_factory=queue.SimpleQueue)
@@ -209,7 +210,7 @@ class Driver:
         self._outbox.begin(msg.TurnStart(turn.sampling, turn.prompt[-look_back:]), self.tally)
         if self._draft is not None and self.engine.drafts.alive and self.engine.settings.mode != "off":
             self._draft.link.send(msg.DraftTurn(turn.sampling))
-        self._feed(ev.Prompt(turn.prompt, turn.max_tokens), now)
+        self._feed(ev.Prompt(turn.prompt, turn.max_tokens, turn.goes_on), now)
 
     def _stage_ready(self, peer: Peer, ready: msg.StageReady) -> None:
         done = ready.outcome == "done"

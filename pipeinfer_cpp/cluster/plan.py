@@ -10,9 +10,9 @@ import msgspec
 
 from pipeinfer_cpp.cluster.choices import chosen_layers, chosen_models, chosen_settings, trained_ctx
 from pipeinfer_cpp.cluster.fit import Fit, Machine
-from pipeinfer_cpp.engine.settings import Settings
+from pipeinfer_cpp.engine.settings import DRAFT_SLOTS, Settings
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf import Source, check_pair, slice_plan
+from pipeinfer_cpp.gguf import Source, check_pair, row_width, slice_plan
 from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.machine import Share, cores, machine_id
 from pipeinfer_cpp.memory import Memory, memory
@@ -20,6 +20,7 @@ from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.options import Options
+from pipeinfer_cpp.proof.prove import prove
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.models import Pair
@@ -96,7 +97,7 @@ class Plan:
 
     def _draft_room(self, n_ctx: int) -> Room:
         context = self._context(self._draft_cells(n_ctx), self.settings.branches + 1)
-        return _room(context, "f16" if context.kv_type == "auto" else context.kv_type, 1, 1)
+        return _room(context, "f16" if context.kv_type == "auto" else context.kv_type, 1, DRAFT_SLOTS)
 
     def _draft_cells(self, n_ctx: int) -> int:
         return n_ctx + self.settings.branches * (self.settings.max_ahead + 8)
@@ -175,6 +176,9 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
     plan = outline(options)
     plan.report = report
     plan.tell()
+    if report:
+        report("coordinator", "testing the split on a small model of its kind", 0, 1)
+    plan.warnings += filter(None, [prove(plan.target, plan.ranges).note])
     return plan
 
 
@@ -191,7 +195,7 @@ def outline(options: Options, *, strict: bool = True) -> Plan:
     for first, end in ranges:
         slice_plan(target, first, end)
     for link in range(n_stages - 1):
-        codec(options.wire_of(link), target.n_embd)
+        codec(options.wire_of(link), row_width(target))
     settings = chosen_settings(options, pair, target, draft)
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
     if exact and settings.branches > 1:
@@ -208,6 +212,4 @@ def outline(options: Options, *, strict: bool = True) -> Plan:
 
 
 def _room(context: ContextOptions, kv_type: str, draws: int, checkpoints: int) -> Room:
-    return Room(
-        context.n_ctx, context.n_seq, context.chunk, draws, kv_type, context.flash_attn, checkpoints
-    )
+    return Room(context.n_ctx, context.n_seq, context.chunk, draws, kv_type, context.flash_attn, checkpoints)

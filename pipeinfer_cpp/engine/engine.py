@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeinfer_cpp.engine import events as ev
+from pipeinfer_cpp.engine.cached import Cached
 from pipeinfer_cpp.engine.checkpoints import Checkpoints
 from pipeinfer_cpp.engine.costs import CostCurve
 from pipeinfer_cpp.engine.drafts import Drafts
@@ -34,8 +35,7 @@ class Engine:
     def __init__(self, settings: Settings, curves: Sequence[CostCurve], hop: float = 0.0) -> None:
         self.settings = settings
         self.phase = IDLE
-        self.cached: list[int] = []
-        """The canonical sequence: tokens whose KV cells every stage holds."""
+        self._cached = Cached()
         self.turn = Turn([], 0, 0, settings.n_ctx)
         self.tree = Tree(0, 0)
         self.stats = Stats()
@@ -55,7 +55,7 @@ class Engine:
         """Take over an idle engine's pipeline: its cached conversation; run and path numbers go on."""
         if other.phase != IDLE:
             raise EngineError(f"the engine to succeed is in {other.phase}")
-        self.cached, self.checkpoints = other.cached, other.checkpoints
+        self._cached, self.checkpoints = other._cached, other.checkpoints
         self.pipe.succeed(other.pipe)
         self.drafts.succeed(other.drafts)
 
@@ -63,8 +63,13 @@ class Engine:
         """Drop the cached conversation; the stages do with the next run. Only between turns."""
         if self.phase != IDLE:
             raise EngineError(f"a conversation to forget while the engine is in {self.phase}")
-        self.cached = []
+        self._cached.end([])
         self._truncate(0)
+
+    @property
+    def cached(self) -> list[int]:
+        """The canonical sequence: tokens whose KV cells every stage holds."""
+        return self._cached.tokens
 
     # ------------------------------------------------------------------------------- the one door
 
@@ -102,11 +107,12 @@ class Engine:
             raise EngineError(f"{len(tokens)} prompt tokens, {event.max_tokens} to generate, context {n_ctx}")
         self.stats = Stats()
         reach = self.checkpoints.reach if self.checkpoints else lambda n: n
-        self.turn = Turn.begin(tokens, event.max_tokens, n_ctx, self.cached, self.settings.chunk, reach)
-        if self.turn.kept < len(self.cached):
-            self._truncate(self.turn.kept)
+        kept = self._cached.begin(tokens, self.settings.chunk, self.settings.exact, event.goes_on, reach)
+        self.turn = Turn.begin(tokens, event.max_tokens, n_ctx, kept, self.settings.chunk)
+        if kept < len(self.cached):
+            self._truncate(kept)
         if self.checkpoints:
-            self.checkpoints.begin(self.turn.kept)
+            self.checkpoints.begin(kept)
         self.tree = Tree(tokens[-1], len(tokens) - 1)
         self.speculation.cutoff.accepted()
         self.speculation.governor.begin()
@@ -226,7 +232,7 @@ class Engine:
         self.pipe.lose_all()
         self._cancel()
         self.turn.chunks.clear()
-        self.cached = self.turn.tokens[:cached]
+        self._cached.end(self.turn.tokens[:cached])
         again = self._truncate(cached)
         self._replay = []
         self._reason = reason

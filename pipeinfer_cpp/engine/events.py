@@ -12,10 +12,11 @@ from pipeinfer_cpp.engine.run import Run
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A turn begins: the whole token list of the conversation so far. What the cache already holds of
-    it is kept. At most `max_tokens` are generated."""
+    it is kept. At most `max_tokens` are generated. `goes_on`: it is a further turn of the conversation before."""
 
     tokens: tuple[int, ...]
     max_tokens: int
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)

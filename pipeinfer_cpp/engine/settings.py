@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MODES = ("async", "sync", "off")
+DRAFT_SLOTS = 24
+"""States that a draft worker keeps where its model's cannot be taken back in part."""
 TECHNIQUES = ("continuous", "multibuffer", "cancel", "draft-ahead")
 
 
@@ -16,8 +18,9 @@ class Settings:
     run (the exact mode's limit goes in here). branches: paths of the token tree. cutoff, recovery,
     decay: see `policy.Cutoff`. split: the draft's second choice becomes a branch from this probability.
     max_ahead: drafted tokens beyond the root. eog: token ids that end a generation. ablate: techniques
-    switched off, see TECHNIQUES. checkpoints: the stages cannot remove a part of a sequence (recurrent and
-    hybrid models, see `checkpoints`); needs branches = 1.
+    switched off, see TECHNIQUES. exact: a text does not depend on what was asked before, see `cached`.
+    checkpoints: the stages cannot remove a part of a sequence (recurrent and hybrid models, see `checkpoints`);
+    needs branches = 1.
     """
 
     mode: str = "async"
@@ -33,6 +36,7 @@ class Settings:
     max_ahead: int = 64
     eog: frozenset[int] = frozenset()
     ablate: frozenset[str] = frozenset()
+    exact: bool = False
     checkpoints: bool = False
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeinfer_cpp.engine.run import Row
@@ -24,21 +24,9 @@ class Turn:
     chunks: deque[tuple[int, int]] = field(default_factory=deque)
 
     @classmethod
-    def begin(
-        cls,
-        tokens: Sequence[int],
-        max_tokens: int,
-        n_ctx: int,
-        cached: Sequence[int],
-        chunk: int,
-        reach: Callable[[int], int] = lambda n: n,
-    ) -> Turn:
-        """Keep what is cached of the prompt, but for its last token: that one must give a draw.
-
-        `reach(n)` is the last position up to n that the stages can go back to.
-        """
+    def begin(cls, tokens: Sequence[int], max_tokens: int, n_ctx: int, kept: int, chunk: int) -> Turn:
+        """All but the first `kept` tokens of the prompt are computed, in chunks that are counted from there."""
         n = len(tokens)
-        kept = reach(min(_common(cached, tokens), n - 1))
         chunks = deque((a, min(a + chunk, n)) for a in range(kept, n, chunk))
         return cls(list(tokens), n, max_tokens, n_ctx, kept, chunks)
 
@@ -63,12 +51,3 @@ class Turn:
     def last_row(self) -> int:
         """The last position worth a row: its draw is the last token that can be emitted."""
         return min(self.n_ctx, self.n_prompt + self.max_tokens) - 2
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n

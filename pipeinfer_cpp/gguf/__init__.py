@@ -1,6 +1,6 @@
 """Reading, checking and cutting GGUF models. Start with `Source.open`, then `cached_slice`."""
 
-from pipeinfer_cpp.gguf.architectures import SUPPORTED, needs_checkpoints
+from pipeinfer_cpp.gguf.architectures import SUPPORTED, needs_checkpoints, row_width
 from pipeinfer_cpp.gguf.cache import SLICER_VERSION, cached_slice, cached_slices, is_intact
 from pipeinfer_cpp.gguf.cuts import Cuts, check_split, fit_split, text_of
 from pipeinfer_cpp.gguf.inflate import write_inflated
@@ -40,6 +40,7 @@ __all__ = [
     "parse_layers",
     "parse_shares",
     "real_layers",
+    "row_width",
     "slice_plan",
     "split_by_shares",
     "text_of",

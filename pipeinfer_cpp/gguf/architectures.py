@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf.refusals import why_refused
+from pipeinfer_cpp.gguf.refusals import why_not_cut, why_not_run
 from pipeinfer_cpp.gguf.source import Source
 
 
@@ -84,6 +84,12 @@ def _table() -> dict[str, Architecture]:
         A("mamba", recurrent="all"),
         A("mamba2", recurrent="all"),
         A("maple", window_in_each=True),
+        A("kimi-k3", recurrent="no kv heads"),
+        A("minimax-01", recurrent="all"),
+        A("rwkv6", recurrent="all"),
+        A("rwkv6qwen2", recurrent="all"),
+        A("rwkv7", recurrent="all"),
+        A("arwkv7", recurrent="all"),
         A("mellum", window_period=4, window_by_key=True),
         A("mimo2", window_in_each=True),
         A("mpt", reads="inpL"),
@@ -112,25 +118,31 @@ TABLE = _table()
 """The architectures of which the code says more than the file."""
 
 _BY_DEFAULTS = """
-    arcee apertus arctic baichuan bailingmoe bailingmoe2 chatglm codeshell cogvlm dbrx deci deepseek deepseek2
-    deepseek32 dots1 ernie4_5 ernie4_5-moe exaone falcon glm-dsa glm4 glm4moe gptneox granite granitemoe grok
-    grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder minicpm minimax-m2
-    minimax-m3 mistral3 mistral4 nemotron olmo olmoe orion paddleocr pangu-embedded phi2 phi3 phimoe plamo qwen
-    qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss stablelm starcoder2 xverse
+    apertus arcee arctic baichuan bailingmoe bailingmoe2 chatglm codeshell cogvlm dbrx deci deepseek deepseek2
+    deepseek2-ocr deepseek32 dots1 ernie4_5 ernie4_5-moe exaone falcon glm-dsa glm4 glm4moe gptneox granite
+    granitemoe grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder minicpm
+    minimax-m2 minimax-m3 mistral3 mistral4 nemotron olmo olmoe orion paddleocr pangu-embedded phi2 phi3 phimoe
+    plamo qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss stablelm starcoder2 xverse
 """
 
-SUPPORTED = frozenset([*TABLE, *_BY_DEFAULTS.split()]) - {"dots3note", "plm"}
+_UNPROVEN = {"arwkv7", "dots3note", "kimi-k3", "minimax-01", "plm", "rwkv6", "rwkv6qwen2", "rwkv7"}
+
+SUPPORTED = frozenset([*TABLE, *_BY_DEFAULTS.split()]) - _UNPROVEN
 """The architectures that a test proves with random weights. llama: also Mistral, Mixtral, TinyLlama, SmolLM2."""
 
 
-def rules_for(source: Source) -> Architecture:
-    """The rules for a source. Raises UserError, with the reason, for a model that cannot be cut at all."""
+def rules_for(source: Source, *, whole: bool = False) -> Architecture:
+    """The rules for a source. Raises UserError, with the reason, for a model that cannot be cut at all (`whole`: that
+    cannot be run in one stage either)."""
     name = source.architecture
-    reason = why_refused(name)
+    reason = why_not_run(name)
     if reason:
-        raise UserError(f"Models of architecture {name!r} cannot be cut: {reason}.")
+        raise UserError(f"Models of architecture {name!r} cannot be used: {reason}.")
+    reason = None if whole else why_not_cut(name)
+    if reason:
+        raise UserError(f"Models of architecture {name!r} cannot be cut: {reason}. Use one stage.")
     if source.get("{arch}.attention.causal") is False:
-        raise UserError(f"{source.path} reads whole texts at once (its attention is not causal): it cannot be cut.")
+        raise UserError(f"{source.path} reads whole texts at once (its attention is not causal): it cannot be used.")
     return TABLE.get(name) or Architecture(name)
 
 
@@ -139,9 +151,15 @@ _STATES = ("ssm.conv_kernel", "ssm.state_size", "wkv.head_size", "shortconv.l_ca
 
 def needs_checkpoints(source: Source) -> bool:
     """Whether a part of a sequence cannot be removed from its cache (recurrent and hybrid models), so that a
-    rejected draft is undone by a checkpoint of the state. Raises what `rules_for` raises."""
-    rules = rules_for(source)
+    rejected draft is undone by a checkpoint of the state. Raises UserError for a model that cannot be run."""
+    rules = rules_for(source, whole=True)
     if rules.recurrent:
         return True
     known = source.architecture in SUPPORTED
     return not known and any(f"{source.architecture}.{key}" in source.keys for key in _STATES)
+
+
+def row_width(source: Source) -> int:
+    """Floats in a row of hidden states: more than an embedding's where there are several residual streams."""
+    streams = source.get("{arch}.hyper_connection.count", 1) if rules_for(source, whole=True).streams else 1
+    return source.n_embd * int(streams)

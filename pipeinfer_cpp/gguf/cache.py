@@ -29,7 +29,7 @@ from pipeinfer_cpp.gguf.splits import LayerRange
 from pipeinfer_cpp.gguf.writer import Written, check_room, write_slices
 from pipeinfer_cpp.machine import boot_id
 
-SLICER_VERSION = 2
+SLICER_VERSION = 3
 """Goes up whenever the same layers of the same source would be written otherwise."""
 
 _SAMPLES, _SAMPLE_BYTES = 128, 4096

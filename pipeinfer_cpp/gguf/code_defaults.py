@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+import math
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,14 @@ def query_factor(part: Part) -> float:
     of_others = np.float32(1) / np.sqrt(np.float32(layers.get("attention.key_length", source.n_embd // n_head)))
     wanted, given = (of_27b, of_others) if layers.n == special else (of_others, of_27b)
     return float(wanted) / float(given)
+
+
+def rounding_note(parts: Iterable[Part]) -> str:
+    """A sentence where folding `query_factor` into weights rounds once more, "" where it loses no bit."""
+    factors = [query_factor(part) for part in parts]
+    if all(math.frexp(factor)[0] == 0.5 for factor in factors):
+        return ""
+    return (
+        "The slices of this model agree with each other bit for bit, but differ from the uncut model in the last bits: "
+        "llama.cpp takes its attention scale from the number of layers, and folding it into weights rounds once more."
+    )

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.architectures import rules_for
 from pipeinfer_cpp.gguf.layers import SWA_WINDOW, Layers
+from pipeinfer_cpp.gguf.refusals import why_not_cut
 from pipeinfer_cpp.gguf.source import Source
 from pipeinfer_cpp.gguf.splits import LayerRange
 
@@ -17,17 +18,41 @@ _BY_COUNT = {("exaone4", 64), ("baichuan", 32), ("baichuan", 40), ("command-r", 
 """llama.cpp recognises these models by their number of layers and computes otherwise without it."""
 
 
+CONDITIONS = {
+    "baichuan": "not the 7B and 13B, which llama.cpp knows by their layers",
+    "command-r": "not the one of 64 layers, which llama.cpp knows by them",
+    "deci": "not before a layer without attention heads",
+    "deepseek2": "no slice of 26 or 27 layers, but of the lite models",
+    "dots3note": "not before a layer that shares an indexer",
+    "ernie4_5-moe": "where not every layer has experts, at multiples of their period",
+    "exaone4": "not the 32B, which llama.cpp knows by its 64 layers",
+    "gemma2": "of the 27B the slices differ from the uncut model in the last bits",
+    "gemma3": "of the 27B the slices differ from the uncut model in the last bits",
+    "gemma4": "two layers with caches of their own in each slice; E2B and E4B: before the layers that share caches, "
+    "and each slice holds the embedding",
+    "glm-dsa": "GLM 5.2: not before a layer that shares an indexer",
+    "glm5-next": "not before a layer that shares an indexer",
+    "hy_v4": "not before a layer that shares an indexer",
+    "llama4": "where not every layer has experts, at multiples of their period too",
+    "smallthinker": "no slice of 4 layers",
+}
+"""What else the cuts of single architectures depend on, in the words of the documentation."""
+
+
 class Cuts:
     """The cuts of one source. Each refusal is the end of a sentence; "" means that nothing speaks against it."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.layers = Layers(source, rules_for(source))
+        self.layers = Layers(source, rules_for(source, whole=True))
         self._slices: dict[LayerRange, str] = {}
 
     def refusal_at(self, at: int) -> str:
         """Why the model cannot be cut before layer `at`."""
         layers, step = self.layers, self._step
+        never = why_not_cut(self.source.architecture)
+        if never:
+            return never
         if (self.source.architecture, layers.n) in _BY_COUNT:
             return f"llama.cpp knows this model by its {layers.n} layers and computes otherwise without all of them"
         if self.source.architecture == "llama4" and layers.get(SWA_WINDOW) == 0:
@@ -63,9 +88,10 @@ class Cuts:
             best.append({})
             for end in ends:
                 off = float(end - wanted[index][1]) ** 2
-                froms = [(c + off, a) for a, (c, _) in best[index].items() if a < end and not self.refusal_of(a, end)]
-                if froms:
-                    best[-1][end] = min(froms)
+                froms = [(c + off, -a) for a, (c, _) in best[index].items() if a < end and not self.refusal_of(a, end)]
+                if froms:  # of two that are as near the later cut: the last slice has the head to compute
+                    cost, negative = min(froms)
+                    best[-1][end] = (cost, -negative)
         if n not in best[-1]:
             raise self._too_many(k)
         ends_back = [n]

@@ -60,8 +60,8 @@ def slice_plan(source: Source, first_layer: int, end_layer: int) -> SlicePlan:
     Raises UserError for layers that the model does not have, for an architecture that cannot be cut, for a slice that
     llama.cpp would not compute rightly, and for a key that no rule covers.
     """
-    rules = rules_for(source)
     n_layers = source.n_layers
+    rules = rules_for(source, whole=(first_layer, end_layer) == (0, n_layers))
     if "pipeinfer.slice.of_layers" in source.keys:
         raise UserError(f"{source.path} is a slice already: cut the whole model instead.")
     if not 0 <= first_layer < end_layer <= n_layers:

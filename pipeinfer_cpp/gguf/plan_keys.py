@@ -9,6 +9,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf.architectures import row_width
 from pipeinfer_cpp.gguf.code_defaults import written_out
 from pipeinfer_cpp.gguf.encoding import STRING, encode_array, encode_value
 from pipeinfer_cpp.gguf.header import Key
@@ -73,12 +74,11 @@ def plan_keys(part: Part, renamed: Mapping[str, str]) -> list[KeyStep]:
 def _description(part: Part) -> list[KeyStep]:
     """What the slice says of itself: see `llama.context.SliceContext`."""
     rules, n = part.rules, part.n_layers
-    width = part.source.n_embd * (int(part.layers.get("hyper_connection.count", 1)) if rules.streams else 1)
     values: list[tuple[str, int | str, str]] = [
         ("first_layer", part.first, "says what was cut"),
         ("end_layer", part.end, "says what was cut"),
         ("of_layers", part.source.n_layers, "says what was cut"),
-        ("width", width, "floats in a row of hidden states"),
+        ("width", row_width(part.source), "floats in a row of hidden states"),
     ]
     if not part.takes_tokens:
         values.append(("reads", rules.reads, "hidden states are written over this node of the graph"))

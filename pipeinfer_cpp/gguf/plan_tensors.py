@@ -106,7 +106,8 @@ def _query_scales(part: Part) -> list[TensorStep]:
     if factor == 1:
         return []
     for i in range(part.first, part.end):
-        if f"blk.{i}.attn_q.weight" not in part.source.tensors or f"blk.{i}.attn_q.scale" in part.source.tensors:
+        has = {rest for rest in ("weight", "scale", "bias") if f"blk.{i}.attn_q.{rest}" in part.source.tensors}
+        if has != {"weight"}:
             raise UserError(f"{part.source.path} keeps its queries in a form that cannot be scaled: use another file.")
     data = np.array([factor], "<f4").tobytes()
     why = f"{factor:.6g}: llama.cpp takes the attention scale from the number of layers"

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf import Source, cached_slice, even_split
+from pipeinfer_cpp.gguf import Source, cached_slice, even_split, fit_split
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.net.codecs import codec
+from pipeinfer_cpp.proof.prove import prove
 
 CHUNK = 64
 NUDGE = "last bits"
@@ -58,7 +59,8 @@ class Chain:
     def __init__(self, source: Source, n_stages: int, n_ctx: int, threads: int, report: Report) -> None:
         self._contexts: list[SliceContext] = []
         self.max_hidden = 0.0
-        ranges = even_split(source.n_layers, n_stages)
+        ranges, _ = fit_split(source, even_split(source.n_layers, n_stages))
+        prove(source, ranges)
         for first, end in ranges:
             path = cached_slice(source, first, end, progress=lambda done, total: report("cutting", done, total))
             self._contexts.append(SliceContext(path, n_ctx=n_ctx, n_ubatch=CHUNK, n_threads=threads))

@@ -50,7 +50,7 @@ class GraphNodes:
                 return False
             if entry and name.startswith(entry):
                 self._write(tensor, keep=bool(back))
-            elif back and name.startswith(back):
+            elif self._written and back and name.startswith(back):
                 ggml().ggml_backend_tensor_set(self._written, self._own.ctypes.data, 0, self._own.nbytes)
             return True
 

@@ -77,13 +77,14 @@ def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDAr
     base = name.split(".", 2)[2] if name.startswith("blk.") else name
     if base == "rope_freqs.weight" or base.startswith("rope_factors"):
         return np.linspace(1, 8, n, dtype=np.float32)
-    x = rng.standard_normal(n, np.float32)
+    x: NDArray[np.float32] = rng.standard_normal(n, np.float32)
     if base.startswith("ssm_a"):
-        return -np.exp(x / 2)
+        decay: NDArray[np.float32] = -np.exp(x / np.float32(2))
+        return decay
     if base.startswith("ssm_dt") and base.endswith("bias"):
-        return x / 2 - 1
+        return x / np.float32(2) - np.float32(1)
     if base.endswith(("scale", "scale.weight")) or ("norm" in base and base.endswith("weight")):
-        return 1 + np.float32(0.3) * x
+        return np.float32(1) + np.float32(0.3) * x
     if len(shape) == 1:
         middle = 0.0 if base.endswith("bias") or "sinks" in base or "probs_b" in base else 0.5
         return np.float32(middle) + np.float32(0.3) * x

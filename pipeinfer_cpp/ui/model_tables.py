@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf import Source, check_pair, slice_plan
+from pipeinfer_cpp.gguf import Source, check_pair, even_split, fit_split, slice_plan
 from pipeinfer_cpp.models import Pair
 
 
@@ -78,10 +78,9 @@ def fit_line(target: Source, draft: Source) -> Text:
 
 def _why_not_sliceable(source: Source) -> str | None:
     try:
-        middle = max(1, source.n_layers // 2)
-        for first, end in ((0, middle), (middle, source.n_layers)):
-            if first < end:
-                slice_plan(source, first, end)
+        ranges, _ = fit_split(source, even_split(source.n_layers, min(2, source.n_layers)))
+        for first, end in ranges:
+            slice_plan(source, first, end)
     except UserError as error:
         return str(error)
     return None

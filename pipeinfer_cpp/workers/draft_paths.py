@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeinfer_cpp.engine.settings import DRAFT_SLOTS
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import SliceContext
 
-EVERY, SLOTS = 4, 24
-"""Where nothing can be removed in part (recurrent and hybrid drafts), the state is kept before every fourth token;
-so many states."""
+EVERY = 4
+"""Where nothing can be removed in part (recurrent and hybrid drafts), the state is kept before every fourth token."""
 
 
 @dataclass(slots=True)
@@ -84,9 +84,9 @@ class DraftPaths:
         at = path.cached
         if not self._ctx.checkpointed or at == 0 or at < max(self._kept, default=0) + EVERY:
             return
-        if len(self._kept) == SLOTS:
+        if len(self._kept) == DRAFT_SLOTS:
             del self._kept[min(self._kept)]
-        slot = min(set(range(SLOTS)) - set(self._kept.values()))
+        slot = min(set(range(DRAFT_SLOTS)) - set(self._kept.values()))
         self._checkpoints.save(slot)
         self._kept[at] = slot
 

@@ -15,8 +15,8 @@ Say = Callable[[str], None]
 
 
 def answer(pipeline: Pipeline, prompt: list[int], n: int, sampling: Sampling) -> Any:
-    """A generation's result; what is cached stays."""
-    return pipeline.generate(prompt, max_tokens=n, sampling=sampling).wait()
+    """The result of the next turn of the conversation that the stages hold."""
+    return pipeline.generate(prompt, max_tokens=n, sampling=sampling, goes_on=True).wait()
 
 
 def check(pipeline: Pipeline, row: tuple[str, ...], mode: str, cases: Iterable[Case], report: Report) -> None:

@@ -1,0 +1,89 @@
+"""How much of what the stages hold a prompt may use: no text depends on what was asked before."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from engine_driver import Chaos, ChaosWorld
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeinfer_cpp.engine import CostCurve, Settings
+from pipeinfer_cpp.engine import events as ev
+from pipeinfer_cpp.engine.cached import Cached
+
+CHUNK = 4
+
+
+def kept(cached: Cached, prompt: list[int], exact: bool = True, goes_on: bool = False) -> int:
+    return cached.begin(prompt, CHUNK, exact, goes_on, lambda n: n)
+
+
+def after(prompt: list[int], answer: list[int]) -> Cached:
+    cached = Cached()
+    assert kept(cached, prompt) == 0
+    cached.end(prompt + answer)
+    return cached
+
+
+FIRST = [*range(100, 110)]  # chunks 0-4, 4-8, 8-10
+
+
+@pytest.mark.parametrize(
+    ("prompt", "exact", "goes_on", "expected"),
+    [
+        ([100, 1, 2, 3, 4], True, False, 0),  # a shared first token moves no grid
+        ([100, 1, 2, 3, 4], False, False, 1),
+        ([*FIRST[:7], 1, 2, 3, 4], True, False, 4),
+        (FIRST, True, False, 8),  # again: its last chunk was not whole
+        (FIRST, False, False, 9),
+        ([*FIRST, 1, 2, 3], True, False, 8),  # another prompt that happens to begin with the text so far
+        ([*FIRST, 1, 2, 3], True, True, 12),  # the next turn
+        (FIRST, True, True, 8),
+        ([*FIRST, 1, 7, 7, 7, 7], True, True, 8),
+        ([7], True, True, 0),
+    ],
+)
+def test_what_is_kept(prompt: list[int], exact: bool, goes_on: bool, expected: int) -> None:
+    assert kept(after(FIRST, [1, 2]), prompt, exact, goes_on) == expected
+
+
+def test_a_turn_again_begins_where_it_began() -> None:
+    cached = after(FIRST, [1, 2])
+    second = [*FIRST, 1, 2, 3, 4, 5, 6, 7]
+    assert kept(cached, second, goes_on=True) == 12
+    cached.end([*second, 9, 9])
+    assert kept(cached, second, goes_on=True) == 16
+    cached.end([*second, 9, 9])
+    assert kept(cached, [*second[:13], 8, 8, 8, 8], goes_on=True) == 12
+    cached.end([*second[:13], 8, 8, 8, 8])
+    assert kept(cached, second) == 8  # alone: on the grid from its beginning
+
+
+@given(st.integers(0, 1 << 30), st.booleans())
+def test_the_chunk_of_a_row_depends_on_the_prompt_alone(seed: int, recurrent: bool) -> None:
+    """Of a prompt, (chunk that a position was computed in) is a function of the prompt alone."""
+    rng = random.Random(seed)
+    settings = Settings("off", n_ctx=64, chunk=CHUNK, exact=True, checkpoints=recurrent)
+    chaos = Chaos(ChaosWorld(1, 1.0, 0.0), settings, [CostCurve.linear(0.02)] * 2, rng)
+    computed: dict[int, tuple[int, int]] = {}
+    """Position -> the rows it was computed with."""
+    carry_out = chaos._carry_out
+
+    def watch(action: ev.Action) -> None:
+        if isinstance(action, ev.Dispatch) and action.run.rows:
+            rows = action.run.rows
+            computed.update({row.pos: (rows[0].pos, rows[-1].pos + 1) for row in rows})
+        carry_out(action)
+
+    chaos._carry_out = watch  # type: ignore[method-assign]
+    texts = [[1, 2, 3, 4, 5, 6, 1, 2, 3], [1, 2, 3, 4, 5, 5, 5, 5, 5, 5], [1, 6, 6, 6, 6], [1, 2, 3, 4]]
+    for _ in range(6):
+        prompt = rng.choice(texts)
+        if rng.random() < 0.3 and chaos.engine.cached:
+            prompt = [*chaos.engine.cached[: rng.randrange(1, len(chaos.engine.cached) + 1)], 3]
+        chaos.turn(prompt, rng.randrange(1, 6), stop_after=rng.choice((None, 3, 20)), keep=None)
+        n = chaos.engine.turn.n_prompt
+        if chaos.finished != "cancelled":
+            assert all(computed[p] == (p - p % CHUNK, min(p - p % CHUNK + CHUNK, n)) for p in range(n)), computed
