@@ -19,7 +19,7 @@ from pipeinfer_cpp import Pipeline, Sampling
 from pipeinfer_cpp.gguf.needs import Needs
 from pipeinfer_cpp.models.sizes import size_text
 
-COLUMNS = ("weights", "KV cache", "compute", "checkpoints", "program", "predicted", "measured", "difference")
+COLUMNS = ("weights", "KV cache", "compute", "checkpoints", "program", "said", "measured", "difference")
 
 
 def resident(pid: int) -> int:

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from pipeinfer_cpp.cluster.choices import chosen_layers, chosen_models, chosen_settings, trained_ctx
 from pipeinfer_cpp.cluster.fit import Fit, Machine
 from pipeinfer_cpp.engine.settings import DRAFT_SLOTS, Settings
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf import (
-    LayerRange,
-    Source,
-    check_pair,
-    check_split,
-    even_split,
-    fit_split,
-    parse_layers,
-    row_width,
-    slice_plan,
-    split_by_shares,
-)
+from pipeinfer_cpp.gguf import Source, check_pair, row_width, slice_plan
 from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.machine import Share, cores, machine_id
 from pipeinfer_cpp.memory import Memory, memory
@@ -37,9 +26,6 @@ if TYPE_CHECKING:
     from pipeinfer_cpp.models import Pair
 
 Report = Callable[[str, str, int, int], None]
-UNKNOWN_CTX = 4096
-"""Taken for a model's own context where its file does not tell."""
-MAX_ROWS = 16
 
 
 @dataclass
@@ -76,7 +62,7 @@ class Plan:
     @property
     def trained_ctx(self) -> int:
         """The model's own context."""
-        return self.target.n_ctx_train or UNKNOWN_CTX
+        return trained_ctx(self.target)
 
     def settle(self, places: Sequence[Machine] | None = None, *, strict: bool = True) -> None:
         """Choose the context, now that it is known where each stage runs (default: all of them here). Raises
@@ -189,30 +175,28 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
     """Find the models, check that they fit, divide the layers. Raises UserError."""
     plan = outline(options)
     plan.report = report
+    plan.tell()
     if report:
         report("coordinator", "testing the split on a small model of its kind", 0, 1)
     plan.warnings += filter(None, [prove(plan.target, plan.ranges).note])
-    plan.tell()
     return plan
 
 
 def outline(options: Options, *, strict: bool = True) -> Plan:
     """The plan, from the headers of the models alone. Of stages on this machine the context is settled, and it
     fits if `strict`. Raises UserError."""
-    pair, target_path, draft_path = _models(options)
+    pair, target_path, draft_path = chosen_models(options)
     target = Source.open(target_path)
     draft = Source.open(draft_path) if draft_path is not None else None
     if draft is not None:
         check_pair(target, draft)
     n_stages = options.n_stages
-    ranges, notes = _divide(options, target)
-    if len(ranges) != n_stages:
-        raise UserError(f"--layers or --split names {len(ranges)} parts, but there are {n_stages} stages.")
+    ranges, notes = chosen_layers(options, target)
     for first, end in ranges:
         slice_plan(target, first, end)
     for link in range(n_stages - 1):
         codec(options.wire_of(link), row_width(target))
-    settings = _settings(options, pair, target, draft)
+    settings = chosen_settings(options, pair, target, draft)
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
     if exact and settings.branches > 1:
         raise UserError("--exact needs --branches 1, and this pair has more in models.toml.")
@@ -227,66 +211,5 @@ def outline(options: Options, *, strict: bool = True) -> Plan:
     return plan
 
 
-def _divide(options: Options, target: Source) -> tuple[list[LayerRange], list[str]]:
-    """The layers of each stage, and what to tell the user of them."""
-    if options.layers is not None:
-        typed = parse_layers(options.layers, target.n_layers)
-        check_split(target, typed)
-        return typed, []
-    if options.split is not None:
-        return fit_split(target, split_by_shares(list(options.split), target.n_layers))
-    return fit_split(target, even_split(target.n_layers, options.n_stages))
-
-
 def _room(context: ContextOptions, kv_type: str, draws: int, checkpoints: int) -> Room:
     return Room(context.n_ctx, context.n_seq, context.chunk, draws, kv_type, context.flash_attn, checkpoints)
-
-
-def _models(options: Options) -> tuple[Pair | None, Path, Path | None]:
-    """The pair's entry where one was named, and the files of target and draft."""
-    from pipeinfer_cpp.models.find import model_path
-
-    if options.target is not None:
-        return None, model_path(options.target), model_path(options.draft) if options.draft is not None else None
-    if options.pair is None:
-        raise UserError("Name a model: --pair NAME (see `pipeinfer models list`) or --target FILE.")
-    from pipeinfer_cpp.models import load_registry
-
-    pair = load_registry(Path(options.models) if options.models else None).pair(options.pair)
-    if options.draft is not None:
-        draft: Path | None = model_path(options.draft)
-    else:
-        draft = pair.path("draft") if pair.draft is not None else None
-    return pair, pair.path("target"), draft
-
-
-def _settings(options: Options, pair: Pair | None, target: Source, draft: Source | None) -> Settings:
-    """What was typed goes before the pair's entry, which goes before the defaults."""
-    wanted = {
-        "branches": options.branches,
-        "cutoff": options.cutoff,
-        "recovery": options.recovery,
-        "decay": options.decay,
-        "split": options.split_threshold,
-        "draft_max": options.draft_max,
-        "max_ahead": options.max_ahead,
-        "max_rows": options.max_rows,
-        "mode": options.mode,
-    }
-    values: dict[str, object] = {"max_rows": MAX_ROWS}
-    for name, typed in wanted.items():
-        entry = getattr(pair.speculation, name, None) if pair is not None else None
-        chosen = typed if typed is not None else entry
-        if chosen is not None:
-            values[name] = chosen
-    mode = values.get("mode") or ("async" if draft is not None else "off")
-    if draft is None and mode != "off":
-        raise UserError(f"--mode {mode} needs a draft model: give --draft FILE, or use --mode off.")
-    if draft is None:
-        mode = "off"
-    trained = target.n_ctx_train or UNKNOWN_CTX
-    if options.ctx is not None and options.ctx > trained:
-        raise UserError(f"--ctx-size {options.ctx} is more than the model was trained for ({trained}).")
-    n_ctx = options.ctx or trained  # what fits is chosen when the machines are known
-    values.update(mode=mode, n_ctx=n_ctx, chunk=options.chunk, ablate=frozenset(options.ablate))
-    return Settings(**values)  # type: ignore[arg-type]
