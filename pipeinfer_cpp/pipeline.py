@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import Any
 
 from pipeinfer_cpp.arguments import sampling_of, stop_strings, token_ids, whole
+from pipeinfer_cpp.cluster.crew import Crew
 from pipeinfer_cpp.cluster.cutting import Cutting
 from pipeinfer_cpp.cluster.driver import Driver
-from pipeinfer_cpp.cluster.launch import Process, SocketDir
+from pipeinfer_cpp.cluster.launch import Process
 from pipeinfer_cpp.cluster.plan import Plan, make_plan
 from pipeinfer_cpp.cluster.session import Loading, Peer
 from pipeinfer_cpp.cluster.turn import Turn
@@ -45,13 +46,16 @@ LOCAL_S, REMOTE_S = 30.0, 5.0
 class Pipeline:
     """Stages, a draft worker where there is one, and the coordinator. Close it, or use `with`."""
 
-    def __init__(self, options: Options, report: Report | None = None) -> None:
+    def __init__(self, options: Options, report: Report | None = None, crew: Crew | None = None) -> None:
+        """`crew`: worker processes that were started already; they are this pipeline's to end."""
         options.check()
         self.processes: list[Process] = []
         """Workers that were started here."""
         self._resources = contextlib.ExitStack()
         self._finalizer = weakref.finalize(self, _close, self._resources, os.getpid())
         try:
+            self._crew = crew or Crew.of(options)
+            self._resources.callback(self._crew.close)
             self._open(options, report)
         except BaseException:
             self.close()
@@ -67,15 +71,13 @@ class Pipeline:
         plan = self.plan
         network = Network()
         self._resources.callback(network.close)
-        folder = SocketDir()
-        self._resources.callback(folder.remove)
         session = secrets.token_hex(8)
         # Those started by hand first: how many of them are on this machine decides what ours may use of it.
         by_hand = {i: self._reach(network, i, address) for i, address in enumerate(plan.addresses) if address}
         machines = [by_hand[i].greet(session, REMOTE_S) if i in by_hand else None for i in range(len(plan.addresses))]
         plan.meet([m for m in machines if m is not None], [peer.memory for peer in by_hand.values()])
-        stages = [by_hand.get(i) or self._start(network, folder, i) for i in range(len(plan.addresses))]
-        draft = self._start(network, folder, None) if plan.draft else None
+        stages = [by_hand.get(i) or self._start(network, i) for i in range(len(plan.addresses))]
+        draft = self._start(network, None) if plan.draft else None
         peers = [*stages, *([draft] if draft else [])]
         # All of what takes long goes on at the same time: cutting, starting processes, the vocabulary, the draft.
         ours = [i for i, machine in enumerate(machines) if machine is None]
@@ -133,14 +135,13 @@ class Pipeline:
         )
         self._resources.callback(self.driver.close)
 
-    def _start(self, network: Network, folder: SocketDir, index: int | None) -> Peer:
+    def _start(self, network: Network, index: int | None) -> Peer:
         """A worker of our own: stage `index`, or the draft worker."""
-        role, socket = ("draft", "draft") if index is None else ("stage", f"s{index}")
-        share = self.plan.share
-        process = Process(role, folder.address(socket), folder.path / f"{socket}.log", share.threads, share.crowded)
+        name = "draft" if index is None else f"s{index}"
+        process = self._crew.take(name, self.plan.share)
         self.processes.append(process)
         self._resources.callback(lambda: process.stop(time.monotonic() + 1.0))
-        return self._reach(network, index, folder.address(socket), process)
+        return self._reach(network, index, self._crew.address(name), process)
 
     def _reach(self, network: Network, index: int | None, address: str, process: Process | None = None) -> Peer:
         name = "The draft worker"

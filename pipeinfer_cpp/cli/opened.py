@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeinfer_cpp.cli.fetching import with_draft, with_files
 from pipeinfer_cpp.cli.signals import undisturbed
+from pipeinfer_cpp.cluster.crew import Crew
 from pipeinfer_cpp.options import Options
-from pipeinfer_cpp.pipeline import Pipeline
-from pipeinfer_cpp.ui.progress import opening
+
+if TYPE_CHECKING:
+    from pipeinfer_cpp.pipeline import Pipeline
 
 
 @contextlib.contextmanager
@@ -20,10 +22,18 @@ def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none") ->
     options = with_files(options)
     if drafts != "none":
         options = with_draft(options, ask=drafts == "ask")
+    options.check()
+    crew = Crew.of(options)  # before what takes long to import
+    try:
+        from pipeinfer_cpp.pipeline import Pipeline
+        from pipeinfer_cpp.ui.progress import opening
+    except BaseException:
+        crew.close()
+        raise
     n = options.n_stages
     what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
     with opening(what) as report:
-        pipeline = Pipeline(options, report)
+        pipeline = Pipeline(options, report, crew)
     try:
         yield pipeline
     finally:

@@ -64,7 +64,7 @@ class Process:
             env["GOMP_SPINCOUNT"] = "0"  # spinning barriers of two processes on one core stop both
         else:
             # Where another program takes one of the cores for a while: by default each barrier spins for milliseconds.
-            env.setdefault("GOMP_SPINCOUNT", "10000")
+            env.setdefault("GOMP_SPINCOUNT", "100000")
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pipeinfer_cpp.workers", role, address],
@@ -103,6 +103,10 @@ class Process:
             lines = self._log.read_text(errors="replace").strip().splitlines()
             return " | ".join(lines[-n_lines:])
         return ""
+
+    def kill(self) -> None:
+        """End it now: it has nothing to put in order yet."""
+        self.stop(0.0)
 
     def stop(self, deadline: float) -> None:
         """Close its lifeline; kill it when it has not ended by `deadline` (monotonic seconds)."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 import numpy as np
-from gguf import GGUFValueType
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf.constants import GGUFValueType
 from pipeinfer_cpp.gguf.steps import Part
 
 _U32, _F32 = int(GGUFValueType.UINT32), int(GGUFValueType.FLOAT32)

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from pipeinfer_cpp.gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 STRING, ARRAY = int(GGUFValueType.STRING), int(GGUFValueType.ARRAY)
 SCALARS: dict[int, str] = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import lcm
 
-from gguf import GGUFValueType
-
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.architectures import rules_for
+from pipeinfer_cpp.gguf.constants import GGUFValueType
 from pipeinfer_cpp.gguf.encoding import STRING, encode_value
 from pipeinfer_cpp.gguf.header import Key
 from pipeinfer_cpp.gguf.inflate_sizes import Sizes, grown, repeats_for, row_block, sizes_of

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from pipeinfer_cpp.gguf.header import Tensor
 from pipeinfer_cpp.gguf.source import Source
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf.constants import GGMLQuantizationType
 from pipeinfer_cpp.gguf.encoding import tensor_bytes
 from pipeinfer_cpp.gguf.header import Tensor
 from pipeinfer_cpp.gguf.inflate_sizes import Sizes

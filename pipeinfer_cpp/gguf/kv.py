@@ -10,8 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from gguf import GGMLQuantizationType
-
+from pipeinfer_cpp.gguf.constants import GGMLQuantizationType
 from pipeinfer_cpp.gguf.encoding import tensor_bytes
 from pipeinfer_cpp.gguf.header import Tensor
 from pipeinfer_cpp.gguf.source import Source

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gguf import GGUFValueType
-
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.architectures import row_width
 from pipeinfer_cpp.gguf.code_defaults import written_out
+from pipeinfer_cpp.gguf.constants import GGUFValueType
 from pipeinfer_cpp.gguf.encoding import STRING, encode_array, encode_value
 from pipeinfer_cpp.gguf.header import Key
 from pipeinfer_cpp.gguf.layers import SWA_PATTERN, SWA_WINDOW

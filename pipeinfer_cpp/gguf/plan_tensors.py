@@ -6,10 +6,10 @@ import re
 from dataclasses import replace
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.code_defaults import query_factor
+from pipeinfer_cpp.gguf.constants import GGMLQuantizationType
 from pipeinfer_cpp.gguf.encoding import tensor_bytes
 from pipeinfer_cpp.gguf.header import Tensor
 from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, Part, Stripe, TensorStep

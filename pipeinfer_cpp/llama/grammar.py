@@ -7,15 +7,18 @@ import json
 from typing import Any
 
 import numpy as np
-from llama_cpp.llama_grammar import PRIMITIVE_RULES, SchemaConverter
 from numpy.typing import NDArray
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.light_import import submodule
 from pipeinfer_cpp.llama.gbnf import GrammarError, read_gbnf
 from pipeinfer_cpp.llama.library import lib, log_text, start
 from pipeinfer_cpp.llama.native import Candidates, Native
 from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.sampling import Sampling
+
+_llama_grammar = submodule("llama_cpp", "llama_grammar")
+PRIMITIVE_RULES, SchemaConverter = _llama_grammar.PRIMITIVE_RULES, _llama_grammar.SchemaConverter
 
 _JSON_CHAR = r'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F])'
 

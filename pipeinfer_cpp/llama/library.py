@@ -11,8 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as lib
 import numpy as np
+
+from pipeinfer_cpp.light_import import submodule
+from pipeinfer_cpp.versions import llama_version
+
+lib: Any = submodule("llama_cpp", "llama_cpp")
 
 __all__ = ["TENSOR_NAME_OFFSET", "apart", "ggml", "lib", "library_build", "log_text", "start"]
 
@@ -101,8 +105,6 @@ def library_build() -> str:
 
     Version of llama-cpp-python, a hash of the shared libraries, and llama.cpp's own system line.
     """
-    import llama_cpp
-
     digest = hashlib.sha256()
     folder = Path(lib._lib._name).parent
     for path in sorted(folder.iterdir()):
@@ -113,7 +115,7 @@ def library_build() -> str:
                 file.seek(max(0, os.path.getsize(path) - (1 << 16)))
                 digest.update(file.read())
     digest.update(lib.llama_print_system_info())
-    return f"{llama_cpp.__version__}+{digest.hexdigest()[:12]}"
+    return f"{llama_version()}+{digest.hexdigest()[:12]}"
 
 
 def as_pointer(array: np.ndarray, kind: Any) -> Any:

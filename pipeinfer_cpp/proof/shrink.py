@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from gguf import GGUFValueType
-
+from pipeinfer_cpp.gguf.constants import GGUFValueType
 from pipeinfer_cpp.gguf.encoding import STRING, encode_array, encode_value
 from pipeinfer_cpp.gguf.header import Key
 from pipeinfer_cpp.gguf.plan_keys import PER_LAYER_OF_ALL
