@@ -12,7 +12,7 @@ from pipeinfer_cpp.cluster.choices import chosen_layers, chosen_models, chosen_s
 from pipeinfer_cpp.cluster.fit import Fit, Machine
 from pipeinfer_cpp.engine.settings import DRAFT_SLOTS, Settings
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf import Source, check_pair, row_width, slice_plan
+from pipeinfer_cpp.gguf import Source, check_pair, needs_checkpoints, row_width, slice_plan
 from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.machine import Share, cores, machine_id
 from pipeinfer_cpp.memory import Memory, memory
@@ -179,6 +179,8 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
     if report:
         report("coordinator", "testing the split on a small model of its kind", 0, 1)
     plan.warnings += filter(None, [prove(plan.target, plan.ranges).note])
+    if report:
+        report("coordinator", "preparing", 1, 1)
     return plan
 
 
@@ -200,6 +202,8 @@ def outline(options: Options, *, strict: bool = True) -> Plan:
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
     if exact and settings.branches > 1:
         raise UserError("--exact needs --branches 1, and this pair has more in models.toml.")
+    if settings.branches > 1 and needs_checkpoints(target):
+        raise UserError(f"{target.name} keeps a state that cannot be branched: use --branches 1 with it.")
     addresses: list[str | None] = [None] * n_stages if isinstance(options.stages, int) else list(options.stages)
     n_local = sum(a is None for a in addresses) + (draft is not None)
     share = Share(cores(), n_local, options.threads)

@@ -125,7 +125,8 @@ def is_intact(path: Path, source_sha256: str, layers: tuple[int, int]) -> bool:
         if (header, samples) != (record.header_sha256, record.sample_sha256):
             return False
         if (stamp, boot_id()) == (record.stamp, record.boot):
-            os.utime(_record_of(path))  # when it was used last, see gguf.kept
+            with contextlib.suppress(OSError):  # somebody else's cache
+                os.utime(_record_of(path))  # when it was used last, see gguf.kept
             return True
         if not _holds(path, record.extents):
             return False

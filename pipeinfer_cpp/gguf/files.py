@@ -38,7 +38,8 @@ def appearing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         part.replace(path)
     except BaseException as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in _REASONS:
             raise UserError(f"{path} could not be written: {_REASONS[error.errno]}.") from None
         raise

@@ -16,6 +16,8 @@ import numpy as np
 from pipeinfer_cpp.light_import import submodule
 from pipeinfer_cpp.versions import llama_version
 
+# What llama.cpp says when it gives up is told; a debugger's stack trace behind it would hide that.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 lib: Any = submodule("llama_cpp", "llama_cpp")
 
 __all__ = ["TENSOR_NAME_OFFSET", "apart", "ggml", "lib", "library_build", "log_text", "start"]

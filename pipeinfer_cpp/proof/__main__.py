@@ -1,15 +1,12 @@
-"""The process that makes one proof: `python -m pipeinfer_cpp.proof FILE 0-9,10-19 [--trunk]`.
+"""The process that makes one proof: `python -m pipeinfer_cpp.proof FILE 0-9,10-19 FOLDER [--trunk]`.
 
 It prints a JSON line before each step that llama.cpp may end, saying what it means if there comes no other.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,25 +20,15 @@ from pipeinfer_cpp.proof.prove import Proof
 from pipeinfer_cpp.proof.random_model import write_random
 from pipeinfer_cpp.proof.shrink import n_experts, shrunk
 
-_ROOM = 1 << 30
-
 
 def main() -> None:
     source = Source.open(sys.argv[1])
     ranges = parse_layers(sys.argv[2], source.n_layers)
     _say(Proof(outcome="untested"))
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
-        try:
-            _say(_proof(source, ranges, Path(folder), beyond="--trunk" not in sys.argv))
-        except OSError as error:
-            _say(Proof(outcome="untested", detail=f"its files could not be written: {error.strerror}"))
-
-
-def _memory() -> str | None:
-    """A folder in memory that is large enough; None for the usual one."""
-    folder = Path("/dev/shm")  # in containers it often holds no more than 64 MB
-    roomy = os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > _ROOM
-    return str(folder) if roomy else None
+    try:
+        _say(_proof(source, ranges, Path(sys.argv[3]), beyond="--trunk" not in sys.argv))
+    except OSError as error:
+        _say(Proof(outcome="untested", detail=f"its files could not be written: {error.strerror}"))
 
 
 def _proof(source: Source, ranges: Sequence[LayerRange], folder: Path, beyond: bool) -> Proof:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +28,8 @@ VERSION = 1
 """Goes up whenever a proof would be made otherwise."""
 
 _TIMEOUT = 120.0
+_ROOM = 1 << 30
+_ENDED = "llama.cpp ended with"
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,12 +57,14 @@ def prove(source: Source, ranges: Sequence[LayerRange], *, cache_dir: str | os.P
     note = rounding_note(Part(source, rules, first, end) for first, end in ranges)
     record = cache_folder("proofs", cache_dir) / f"{_signature(source, ranges)}.json"
     try:
-        return msgspec.structs.replace(msgspec.json.decode(record.read_bytes(), type=Proof), note=note)
+        proof = msgspec.json.decode(record.read_bytes(), type=Proof)
     except (OSError, msgspec.MsgspecError):
-        pass
-    proof = _ask(source, ranges)
-    if proof.outcome == "untested" and source.n_layers_beyond:
-        proof = _ask(source, ranges, "--trunk")  # of some architectures it makes none with layers behind the trunk
+        proof = _ask(source, ranges)
+        if proof.outcome == "untested" and source.n_layers_beyond:
+            proof = _ask(source, ranges, "--trunk")  # of some architectures it makes none with layers behind the trunk
+        if proof.outcome == "equal" or proof.detail.startswith(_ENDED):
+            with contextlib.suppress(UserError), appearing(record) as out:
+                out.write(msgspec.json.encode(proof))
     if proof.outcome == "different":
         raise UserError(
             f"{source.path.name} cannot be cut at {text_of(ranges)}: with random weights of its architecture "
@@ -72,9 +79,6 @@ def prove(source: Source, ranges: Sequence[LayerRange], *, cache_dir: str | os.P
             )
         untested = f"No small model like {source.path.name} could be made to test this split ({proof.detail}); "
         note = f"{untested}other models of architecture {source.architecture} are tested. {note}".strip()
-    else:
-        with appearing(record) as out:
-            out.write(msgspec.json.encode(proof))
     return msgspec.structs.replace(proof, note=note)
 
 
@@ -90,7 +94,19 @@ def _signature(source: Source, ranges: Sequence[LayerRange]) -> str:
 
 
 def _ask(source: Source, ranges: Sequence[LayerRange], *flags: str) -> Proof:
-    command = [sys.executable, "-m", "pipeinfer_cpp.proof", str(source.path), text_of(ranges), *flags]
+    with tempfile.TemporaryDirectory(dir=_memory(), prefix="pipeinfer-proof-") as folder:
+        return _ask_in(folder, source, ranges, *flags)
+
+
+def _memory() -> str | None:
+    """A folder in memory that is large enough; None for the usual one."""
+    folder = Path("/dev/shm")  # in containers it often holds no more than 64 MB
+    roomy = os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > _ROOM
+    return str(folder) if roomy else None
+
+
+def _ask_in(folder: str, source: Source, ranges: Sequence[LayerRange], *flags: str) -> Proof:
+    command = [sys.executable, "-m", "pipeinfer_cpp.proof", str(source.path), text_of(ranges), folder, *flags]
     # its assertions would have a debugger write a stack trace first, which takes seconds
     environment = os.environ | {"GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
@@ -110,4 +126,4 @@ def _ask(source: Source, ranges: Sequence[LayerRange], *flags: str) -> Proof:
     if done.returncode > 0:
         return Proof(outcome="untested", detail=f"its process ended with code {done.returncode}: {last}")
     how = signal.Signals(-done.returncode).name
-    return Proof(outcome=proof.outcome, detail=f"llama.cpp ended with {how}: {last}")
+    return Proof(outcome=proof.outcome, detail=f"{_ENDED} {how}: {last}")
