@@ -80,7 +80,12 @@ def start(model: Path, stages: int, cache: str) -> Start:
 
 
 def one(model: Path, stages: int) -> None:
-    """The child: start, write a few tokens, tell what happened when."""
+    """The child: start as the commands do, write a few tokens, tell what happened when."""
+    from pipeinfer_cpp.cluster.crew import Crew
+    from pipeinfer_cpp.options import Options
+
+    options = Options(target=model, stages=stages)
+    crew = Crew.of(options)
     from pipeinfer_cpp.pipeline import Pipeline
     from pipeinfer_cpp.sampling import Sampling
 
@@ -93,7 +98,7 @@ def one(model: Path, stages: int) -> None:
             events.append((time.time() - began, worker, what))
 
     note("command", "imported")
-    with Pipeline.local(target=model, stages=stages, report=note) as pipeline:
+    with Pipeline(options, note, crew) as pipeline:
         note("command", "open")
         text = ""
         for token in pipeline.generate("Once upon a time", max_tokens=8, sampling=Sampling(temp=0)):
