@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 from engine_driver import EOG, VOCABULARY, Chaos, ChaosWorld
 from hypothesis import given, settings
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from pipeinfer_cpp.engine import CostCurve, Engine, EngineError, Settings
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
+from pipeinfer_cpp.llama.gumbel import gumbel
+from pipeinfer_cpp.sim.worlds import Guess
 
 
 @dataclass(frozen=True)
@@ -167,26 +170,57 @@ def test_one_engine_succeeds_another(case: Case, modes: list[str]) -> None:
         prompt = prompt[: held.n_ctx - 1]
 
 
-class Weighted(ChaosWorld):
-    """A target that draws: token t of its three has the weight t. The noise goes with (seed, position), as
-    the sampler's does; the draft guesses what it likes."""
+class Sampled(ChaosWorld):
+    """A target that draws as the last stage does: Gumbel noise keyed by seed, position and token on logits that
+    depend on the token before. The draft draws with the same noise from logits of its own."""
 
-    def target(self, history: tuple[int, ...]) -> int:  # type: ignore[override]
-        return random.Random(hash((self.seed, len(history)))).choices((1, 2, 3), (1, 2, 3))[0]
+    def probabilities(self, last: int) -> np.ndarray:
+        weights = 1.0 + (np.arange(1, VOCABULARY) * 5 + last * 3) % 7
+        return weights / weights.sum()  # type: ignore[no-any-return]
+
+    def _draw(self, history: Sequence[int], sharper: float) -> int:
+        noise = gumbel(self.seed, len(history), np.arange(1, VOCABULARY))
+        return 1 + int((sharper * np.log(self.probabilities(history[-1])) + noise).argmax())
+
+    def target(self, history: Sequence[int]) -> int:
+        return self._draw(history, 1.0)
+
+    def draft(self, history: Sequence[int]) -> Guess:
+        first = self._draw(history, 4.0)
+        return Guess(first, 0.7, first % (VOCABULARY - 1) + 1, 0.2)
+
+
+class Biased(Sampled):
+    """The draft's word is taken one time in two."""
+
+    def target(self, history: Sequence[int]) -> int:
+        taken = self._random(history, 3).random() < 0.5
+        return self.draft(history).token if taken else super().target(history)
+
+
+def chi_square(seeds: int, kind: type[Sampled] = Sampled) -> float:
+    """Of pairs (second, third token), which were guessed at, against the target's distribution worked out here."""
+    counts: Counter[tuple[int, int]] = Counter()
+    for seed in range(seeds):
+        asked = Settings(n_ctx=16, branches=1 + seed % 3, split=0.0)
+        chaos = Chaos(kind(seed, 0.5), asked, [CostCurve.linear(0.02)] * 2, random.Random(seed))
+        chaos.turn([1, 2], 4)
+        counts[chaos.emitted[1], chaos.emitted[2]] += 1
+    world, tokens = Sampled(0, 0.5), range(1, VOCABULARY)
+    of = {t: world.probabilities(t) for t in tokens}
+    second = sum(of[2][first - 1] * of[first] for first in tokens)
+    expected = {(b, c): seeds * second[b - 1] * of[b][c - 1] for b in tokens for c in tokens}
+    assert sum(expected.values()) == pytest.approx(seeds)
+    return float(sum((counts[pair] - e) ** 2 / e for pair, e in expected.items()))
 
 
 def test_sampled_tokens_follow_the_target() -> None:
-    """2. Over seeds the second token, which speculation guessed at, has the target's distribution."""
-    counts: Counter[int] = Counter()
-    n = 1200
-    for seed in range(n):
-        case = Settings(n_ctx=16, branches=1 + seed % 3)
-        chaos = Chaos(Weighted(seed, 0.5), case, [CostCurve.linear(0.02)] * 2, random.Random(seed))
-        chaos.turn([1, 2], 4)
-        counts[chaos.emitted[1]] += 1
-    expected = {1: n / 6, 2: n / 3, 3: n / 2}
-    chi = sum((counts[t] - e) ** 2 / e for t, e in expected.items())
-    assert chi < 13.8, counts  # p = 0.001 with two degrees of freedom
+    """2. Over seeds two tokens in a row have the target's distribution: 35 degrees of freedom, p = 0.001 at 66.6."""
+    assert chi_square(2000) < 66.6
+
+
+def test_a_biased_acceptance_is_seen() -> None:
+    assert chi_square(1000, Biased) > 66.6
 
 
 def skip_removals(chaos: Chaos) -> None:

@@ -241,3 +241,28 @@ def test_a_governor_can_be_told_to_let_go() -> None:
         return cluster.engine.stats.proposed
 
     assert proposed(True) < 0.7 * proposed(False)
+
+
+def test_links_take_what_the_quickest_run_took() -> None:
+    """Others waited for something."""
+    pace = Pace([CostCurve.linear(0.01)] * 2)
+    for seconds in (0.09, 0.05, 0.11):
+        pace.travelled(1, seconds)
+    assert pace.hop == pytest.approx(0.01) and pace.latency(1) == pytest.approx(0.05)
+
+
+def test_a_run_is_awaited_at_the_next_stage_once_it_has_passed_one() -> None:
+    pace = Pace([CostCurve.linear(0.01), CostCurve.linear(0.02)], hop=0.005)
+    pace.sent(1, 1, 0.0)
+    pace.ready(0, 1, 0.5)
+    assert pace.wait(1, 0.5) == pytest.approx(0.5 + 0.005 + 0.02 - (0.5 + 0.005 + 0.01 + 0.005))
+
+
+def test_only_async_forks_and_only_for_a_likely_second_choice() -> None:
+    def forks(mode: str, second: int, prob: float) -> bool:
+        asked = Settings(mode=mode, branches=2, split=0.3, eog=frozenset({7}))
+        return Engine(asked, [CostCurve.linear(0.01)]).speculation.forks(second, prob)
+
+    assert forks("async", 5, 0.4)
+    assert not forks("sync", 5, 0.4) and not forks("async", 5, 0.2)
+    assert not forks("async", 7, 0.4) and not forks("async", -1, 0.4)

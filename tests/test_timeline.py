@@ -35,15 +35,32 @@ def test_every_run_has_the_fate_that_was_counted(traced: tuple[Path, Result]) ->
     assert len(timeline.tokens) == result.n_generated
     origins = Counter(origin for _, _, origin in timeline.tokens)
     assert origins["draft"] + origins["sibling"] == result.draft.accepted
-    fates: dict[str, str] = {}
+    fates: dict[str, set[str]] = {}
     for name, spans in timeline.tracks.items():
-        if name != "draft":
-            fates |= {span.about.partition(":")[0]: span.fate for span in spans}
-    counted = Counter(fates.values())
-    assert set(counted) <= set(FATES)
-    assert counted["aborted"] == result.runs.aborted
-    dead = counted["aborted"] + counted["cancelled in queue"] + counted["dead, computed"]
-    assert dead == result.runs.cancelled and counted["accepted"] > 5 and counted["prompt"] == 1
+        for span in spans if name != "draft" else ():
+            fates.setdefault(span.about.partition(":")[0], set()).add(span.fate)
+    seen = Counter(fate for of_run in fates.values() for fate in of_run)
+    assert set(seen) <= set(FATES)
+    assert seen["aborted"] == result.runs.aborted
+    dead = [of_run for of_run in fates.values() if of_run & {"aborted", "cancelled in queue", "dead, computed"}]
+    assert len(dead) == result.runs.cancelled and seen["accepted"] > 5 and seen["prompt"] == 1
+
+
+def test_a_colour_is_what_happened_there(traced: tuple[Path, Result]) -> None:
+    """A run that was computed on one stage, aborted on the next and skipped on the last has three colours."""
+    told = {"done": "dead, computed", "aborted": "aborted", "skipped": "cancelled in queue"}
+    mixed = set()
+    for name, spans in read_timeline(traced[0]).tracks.items():
+        for span in spans if name != "draft" else ():
+            if span.fate in told.values():
+                assert span.fate == told[span.about.rpartition(", ")[2]]
+                mixed.add(span.fate)
+    assert len(mixed) >= 2
+
+
+def test_all_draft_spans_are_there(traced: tuple[Path, Result]) -> None:
+    path, result = traced
+    timeline = read_timeline(path)
     assert len(timeline.tracks["draft"]) >= result.draft.proposed > 0
 
 
@@ -112,6 +129,7 @@ def test_what_is_no_trace(tmp_path: Path, text: str) -> None:
         (["TRACE", "-o", "x.gif"], "must end in"),
         (["TRACE", "-o", "/nowhere/x.html"], "folder does not exist"),
         (["TRACE", "--from", "2", "--to", "1"], "--from and --to"),
+        (["TRACE", "--from", "1000"], "--from 1000 is beyond the trace's end"),
     ],
 )
 def test_bad_input(traced: tuple[Path, Result], args: list[str], sentence: str) -> None:

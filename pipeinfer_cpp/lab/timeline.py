@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ FATES = {
     "cancelled in queue": "#CC79A7",
     "draft": "#009E73",
 }
-"""What a span can be, each with a colour that colour-blind eyes tell apart."""
+"""What became of a run in a span, there: each with a colour that colour-blind eyes tell apart."""
 ORIGINS = {"draft": "#009E73", "sibling": "#CC79A7", "target": "#000000"}
 
 
@@ -34,14 +34,13 @@ class Span:
 
 @dataclass
 class Run:
-    """What the coordinator said of a run, and what each stage did with it."""
+    """What the coordinator said of a run."""
 
     kind: str
     pos: int
     rows: int
     sent: float
     turn: int
-    outcomes: list[str] = field(default_factory=list)
     cancelled: bool = False
 
 
@@ -97,11 +96,7 @@ def _timeline(events: list[dict[str, Any]]) -> Timeline:
         elif word == "token":
             tokens.append((at, args["pos"], args["origin"], turn))
     spans = [e for e in events if e["ph"] == "X"]
-    for event in spans:
-        if "outcome" in event["args"] and event["args"]["run"] in runs:
-            runs[event["args"]["run"]].outcomes.append(event["args"]["outcome"])
     final = {(turn, pos): (at, origin) for at, pos, origin, turn in tokens}
-    fates = {number: _fate(run, final) for number, run in runs.items()}
     tracks: dict[str, list[Span]] = {name: [] for name in names.values() if name != "coordinator"}
     for event in sorted(spans, key=lambda e: e["ts"]):
         began, args = event["ts"] / 1e6, event["args"]
@@ -111,21 +106,19 @@ def _timeline(events: list[dict[str, Any]]) -> Timeline:
             tracks[names[event["tid"]]].append(Span(began, ended, "draft", about))
         elif (run := runs.get(args["run"])) is not None and run.rows:
             about = f"run {args['run']}: {run.rows} row{'s' if run.rows > 1 else ''} from {run.pos}, {args['outcome']}"
-            tracks[names[event["tid"]]].append(Span(began, ended, fates[args["run"]], about))
+            tracks[names[event["tid"]]].append(Span(began, ended, _fate(run, args["outcome"], final), about))
     return Timeline(tracks, [(at, pos, origin) for at, pos, origin, _ in tokens])
 
 
-def _fate(run: Run, final: dict[tuple[int, int], tuple[float, str]]) -> str:
+_DEAD = {"aborted": "aborted", "skipped": "cancelled in queue"}
+
+
+def _fate(run: Run, outcome: str, final: dict[tuple[int, int], tuple[float, str]]) -> str:
+    """`outcome`: what this stage did with the run, whatever others did."""
     if run.kind == "prefill":
         return "prompt"
     if run.cancelled:
-        return (
-            "aborted"
-            if "aborted" in run.outcomes
-            else "cancelled in queue"
-            if "skipped" in run.outcomes
-            else "dead, computed"
-        )
+        return _DEAD.get(outcome, "dead, computed")
     kept = 0
     for pos in range(run.pos, run.pos + run.rows):
         at, origin = final.get((run.turn, pos), (None, ""))
