@@ -266,3 +266,9 @@ def test_only_async_forks_and_only_for_a_likely_second_choice() -> None:
     assert forks("async", 5, 0.4)
     assert not forks("sync", 5, 0.4) and not forks("async", 5, 0.2)
     assert not forks("async", 7, 0.4) and not forks("async", -1, 0.4)
+
+
+def test_beyond_the_last_width_a_curve_goes_on_and_never_falls() -> None:
+    assert CostCurve({1: 0.01, 4: 0.04})(8) == pytest.approx(0.08)
+    assert CostCurve({1: 0.04, 4: 0.03})(8) == pytest.approx(0.03)
+    assert CostCurve({4: 0.03})(9) == 0.03 and CostCurve({1: 0.01, 3: 0.03})(2) == pytest.approx(0.02)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeinfer_cpp.engine import CostCurve
+from pipeinfer_cpp.engine import CostCurve, Settings
 from pipeinfer_cpp.lab import recording
 from pipeinfer_cpp.lab.limits import limits
+from pipeinfer_cpp.lab.simulation import Task, Virtual, guessed
 from pipeinfer_cpp.net.transit import LinkSpeed
+from pipeinfer_cpp.sim.worlds import independent
 
 
 def simulate(*args: str) -> subprocess.CompletedProcess[str]:
@@ -67,10 +69,23 @@ def test_a_recording(tmp_path: Path) -> None:
 def test_the_limits_by_hand() -> None:
     found = limits([CostCurve.linear(0.02, 0.006)] * 4, [LinkSpeed(latency_ms=1)] * 5, 100, 0.004, 0.5, 8)
     assert found.plain == pytest.approx(1 / 0.085)
-    assert found.pipeline == pytest.approx(8 / 0.062) and found.draft == 250
+    assert found.pipeline == pytest.approx(8 / 0.062) and found.draft == pytest.approx(250 + 1 / 0.085)
     assert found.acceptance == pytest.approx(2 / 0.085) == found.bound
     slow = limits([CostCurve.linear(0.001)] * 2, [LinkSpeed(mbit=1)] * 3, 1160, 0.004, None, 4)
     assert slow.pipeline == pytest.approx(100) and slow.acceptance is None
+
+
+@pytest.mark.parametrize("branches", [1, 4])
+@pytest.mark.parametrize("further", [0.0, 0.006])
+@pytest.mark.parametrize("draft_s", [0.002, 0.5])
+def test_a_limit_is_one(branches: int, further: float, draft_s: float) -> None:
+    """Also where side branches are often right, and where the draft is slower than the pipeline."""
+    curves, links = [CostCurve.linear(0.02, further)] * 4, [LinkSpeed(1000, 0.1)] * 5
+    for a in (0.2, 0.5, 0.8):
+        task = Task(independent(330, a, 1, second_hit=0.9), 64, 240)
+        reached = Virtual(curves, links, 4096, draft_s).run(task, Settings(n_ctx=400, max_rows=16, branches=branches))
+        bound = limits(curves, links, 4096, draft_s, guessed([task], branches > 1), 16).bound
+        assert (0.3 if branches == 1 else 0.0) * bound < reached.tokens_per_s <= bound
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def simulate(
     from pipeinfer_cpp.gguf import even_split
     from pipeinfer_cpp.lab.clusters import load_cluster
     from pipeinfer_cpp.lab.limits import limits
-    from pipeinfer_cpp.lab.simulation import Virtual
+    from pipeinfer_cpp.lab.simulation import Virtual, guessed
     from pipeinfer_cpp.net.codecs import codec
 
     off = frozenset(name for name in ablate.split(",") if name)
@@ -71,7 +71,7 @@ def simulate(
     draft_s = (draft_ms if draft_ms is not None else nodes.draft_ms) / 1000
     base = Settings(n_ctx=n_ctx, max_rows=max_rows, branches=branches, ablate=off)
     arms = Virtual(curves, nodes.links, row_bytes, draft_s).race(tasks, base)
-    found = limits(curves, nodes.links, row_bytes, draft_s, a, max_rows)
+    found = limits(curves, nodes.links, row_bytes, draft_s, guessed(tasks, branches > 1), max_rows)
     if json:
         import msgspec
 

@@ -70,5 +70,5 @@ class _Lines:
         ca, cb = self.points[a], self.points[b]
         slope = (cb - ca) / (b - a)
         if width > b:
-            slope = max(slope, 0.0)
+            return cb + max(slope, 0.0) * (width - b)
         return max(ca + slope * (width - a), 0.0)

@@ -12,8 +12,9 @@ from pipeinfer_cpp.net.transit import LinkSpeed
 
 class Limits(msgspec.Struct, frozen=True):
     """Tokens a second. plain: one token at a time through all stages (`off`). pipeline: every token in a
-    run, the slowest stage or link always busy with the best width. draft: no faster than the draft speaks.
-    acceptance: every miss costs one way through the pipeline, at most 1 / (1 - a) tokens for each."""
+    run, the slowest stage or link always busy with the best width. draft: all that the draft can say, and
+    beside it what a plain pipeline writes. acceptance: every miss costs one way through the pipeline, at
+    most 1 / (1 - a) tokens for each."""
 
     plain: float
     pipeline: float
@@ -34,14 +35,15 @@ def limits(
     a: float | None,
     max_rows: int,
 ) -> Limits:
-    """`a`: share of the drafts that are right (None: not known)."""
+    """`a`: share of the tokens that a draft had right, its second choices included where there are branches for
+    them (None: not known)."""
     latency = sum(curve(1) for curve in curves) + sum(
         link.seconds(row_bytes if 0 < i < len(links) - 1 else 56) for i, link in enumerate(links)
     )
     widths = range(1, max_rows + 1)
-    stage = max(min(w / curve(w) for curve in curves) for w in widths)
+    stage = min(max(w / curve(w) for w in widths) for curve in curves)
     wires = [link.transmission(row_bytes) for link in links[1:-1] if link.mbit]
     wire = 1 / max(wires) if wires and max(wires) > 0 else float("inf")
     # Between two misses 1 / (1 - a) tokens become final, and the miss is known one latency after its run left.
     bound = None if a is None or a >= 1 else 1 / ((1 - a) * latency)
-    return Limits(1 / latency, min(stage, wire), 1 / draft_s, bound)
+    return Limits(1 / latency, min(stage, wire), 1 / draft_s + 1 / latency, bound)

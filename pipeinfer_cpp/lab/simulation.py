@@ -23,6 +23,18 @@ class Task(NamedTuple):
     n_tokens: int
 
 
+def guessed(tasks: Sequence[Task], seconds: bool) -> float:
+    """The share of the generated tokens that the draft has right, with its second choices if `seconds`."""
+    right = total = 0
+    for world, n_prompt, n_tokens in tasks:
+        for pos in range(n_prompt, n_prompt + n_tokens - 1):  # what follows the last one is not waited for
+            guess = world.guesses.get(pos)
+            choices = () if guess is None else (guess.token, guess.second) if seconds else (guess.token,)
+            right += world.text[pos] in choices
+            total += 1
+    return right / max(total, 1)
+
+
 @dataclass(frozen=True)
 class Virtual:
     """Nodes by their cost curves, the ring of links, bytes of a row on it, the draft's seconds a token."""
