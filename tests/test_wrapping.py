@@ -7,8 +7,9 @@ import textwrap
 
 from hypothesis import given
 from hypothesis import strategies as st
+from terminal import Terminal
 
-from pipeinfer_cpp.ui.wrapping import Wrapper
+from pipeinfer_cpp.ui.wrapping import Wrapper, filled
 
 TEXT = "Once upon a time there was a little fox, who lived in an extraordinarily deep valley."
 
@@ -64,6 +65,25 @@ def test_a_word_longer_than_a_line_is_the_terminals() -> None:
 
 def test_after_characters_of_unknown_width_nothing_is_taken_back() -> None:
     assert shown(["狐 is a ", "fox and", "\nsays it is"], 10) == ["狐 is a fox", " and", "says it", "is"]
+
+
+def test_an_error_on_a_terminal_breaks_between_words() -> None:
+    for columns in (40, 60):
+        terminal = Terminal("generate", columns=columns)
+        try:
+            assert terminal.end() == 2
+            lines = terminal.said.splitlines()
+        finally:
+            terminal.close()
+        assert lines == textwrap.wrap(" ".join(lines), columns, break_on_hyphens=False) and len(lines) > 1
+        assert " ".join(lines) == (
+            "Error: Give one prompt: --prompt TEXT, --prompt-file FILE, or - to read stdin."
+        )
+
+
+def test_a_path_longer_than_a_line_stays_whole() -> None:
+    path = "/a-folder/of-models/" + "x" * 40
+    assert filled(f"There is no file {path} here.", 40) == f"There is no file\n{path}\nhere."
 
 
 @given(st.lists(st.text("ab \n狐", max_size=8), max_size=20), st.integers(4, 20))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import textwrap
 from collections.abc import Callable
 
 Write = Callable[[str], None]
@@ -14,6 +15,12 @@ _ONE_CELL = re.compile(
     r"[ -~\u00a0-\u02ff\u0370-\u0482\u048a-\u052f\u1e00-\u1fff\u2010-\u2027\u2030-\u205e\u20a0-\u20bf]+"
 )
 """Characters that surely take one cell, on every terminal."""
+
+
+def filled(text: str, width: int) -> str:
+    """A text that is there as a whole, with line breaks for a terminal of `width` columns, never within a word: one
+    that is longer than a line is left to the terminal."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 class Wrapper:
