@@ -7,7 +7,9 @@ tokenised. So the prompt of a turn extends the sequence in the KV caches, and no
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ import msgspec
 
 from pipeinfer_cpp.chat_template import ChatTemplate, Message
 from pipeinfer_cpp.errors import UserError
+
+_MARK = "\ufdd0"
+"""No character (Unicode keeps it for uses like this one): stands within names of control tokens that somebody said."""
 
 
 class Tokenizer(Protocol):
@@ -237,16 +242,44 @@ class Conversation:
 
     def _tokens(self) -> tuple[str, list[int]]:
         """The conversation as text and tokens: what is known, and behind it only what the template adds."""
-        text = self._template.render(self.messages)
+        text = self._template.render([{**m, "content": self._guarded(m["content"])} for m in self.messages])
         known = self._known
         if known is not None:
             # Templates often strip the white space around an answer; the model saw it, so it stays.
-            for answer in (known.answer, known.answer.rstrip(), known.answer.strip()):
-                if text.startswith(seen := known.text + answer):
-                    return text, known.tokens + self.tokenizer.tokenize(text[len(seen) :])
+            answer = self._guarded(known.answer)
+            for said in (answer, answer.rstrip(), answer.strip()):
+                if text.startswith(seen := known.text + said):
+                    return text, known.tokens + self._tokenize(text[len(seen) :])
         bos = self.tokenizer.name(self.tokenizer.bos)
         begin = not (self.tokenizer.adds_bos and bos and text.startswith(bos))
-        return text, self.tokenizer.tokenize(text, begin=begin)
+        return text, self._tokenize(text, begin=begin)
+
+    def _guarded(self, content: str) -> str:
+        """With a mark within each name of a control token: what is said never becomes one."""
+        content = content.replace(_MARK, "")
+        while names := self._control_names(content):
+            for name in names:
+                content = content.replace(name, f"{name[:1]}{_MARK}{name[1:]}")
+        return content
+
+    def _control_names(self, text: str) -> list[str]:
+        """Those that llama.cpp would read as control tokens, the longest first."""
+        control = {t for t in set(self.tokenizer.tokenize(text)) if not self.tokenizer.piece(t)}
+        names = {self.tokenizer.name(t) for t in control}
+        return sorted((name for name in names if len(name) > 1 and name in text), key=len, reverse=True)
+
+    def _tokenize(self, text: str, *, begin: bool = False) -> list[int]:
+        """The template's control tokens count as such. Between two of them, where there are marks, none does."""
+        if _MARK not in text:
+            return self.tokenizer.tokenize(text, begin=begin)
+        names = self._control_names(text)
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+        tokens: list[int] = []
+        for marked, group in itertools.groupby(parts, lambda part: _MARK in part):
+            run = "".join(group).replace(_MARK, "")
+            if run:
+                tokens += self.tokenizer.tokenize(run, begin=begin and not tokens, special=not marked)
+        return tokens
 
     def _without_stop(self, text: str, ids: Sequence[int]) -> list[int]:
         """The tokens of the answer's text. Behind a stop string `ids` has more: those go."""

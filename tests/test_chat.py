@@ -172,6 +172,49 @@ def test_lines_that_go_on_and_show_draft(chat: Open, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "chat.json").read_text())["messages"][0]["content"] == "Tell me\nabout a bear."
 
 
+def questions(c: Terminal, path: Path) -> list[str]:
+    c.ask(f"/save --force {path}")
+    return [m["content"] for m in json.loads(path.read_text())["messages"] if m["role"] == "user"]
+
+
+def test_many_lines_are_one_message(chat: Open, tmp_path: Path) -> None:
+    c, path = chat("--max-tokens", "3", "--no-save"), tmp_path / "chat.json"
+    c.ask("\x1b[200~one\r\ntwo\rthree\x1b[201~")
+    c.ask("four\x1b\rfive")
+    c.type('"""six\n')
+    c.until("… ")
+    c.ask('seven"""')
+    assert questions(c, path) == ["one\ntwo\nthree", "four\nfive", "six\nseven"]
+
+
+def test_history_and_completion(chat: Open, tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    c = chat("--max-tokens", "3")
+    c.ask("a question about bears")
+    c.type("/quit\n")
+    c.end()
+    c = chat("--max-tokens", "3")
+    c.ask("\x1b[A\x1b[A")
+    assert "\x1b" not in (said := c.ask("\x12bears\r")) and " tokens · " in said
+    c.ask("/set max_t\t 2")
+    assert "Stopped at 2 tokens." in c.ask("Go")
+    assert questions(c, path) == ["a question about bears"] * 2 + ["Go"]
+    assert "Saved 3 turns" in c.ask(f"/save --force {str(path)[:-6]}\t")
+    history = Path(os.environ["XDG_STATE_HOME"]) / "pipeinfer" / "history"
+    assert "+a question about bears" in history.read_text() and history.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_typed_during_an_answer_waits_for_the_next_prompt(chat: Open, tmp_path: Path) -> None:
+    c = chat("--stretch", "15", "--max-tokens", "40", "--seed", "1", "--logit-bias", "2-inf", "--no-save")
+    c.begin(BEAR)
+    c.type("What was its name?\nhalf ")
+    said = c.until("half", 60)
+    answer = said.partition("tokens · ")[0]
+    assert "its name" not in answer and said.count(" tokens · ") == 2 and "> What was its name?" in said
+    c.ask("a line")
+    assert questions(c, tmp_path / "chat.json") == [BEAR, "What was its name?", "half a line"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_leaves_no_process(chat: Open, number: int) -> None:
     c = chat(*SLOW)

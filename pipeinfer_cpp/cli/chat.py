@@ -48,9 +48,9 @@ def chat(
 
     from pipeinfer_cpp.cli.chat_session import ChatSession
     from pipeinfer_cpp.cli.chat_settings import ChatSettings
-    from pipeinfer_cpp.cli.chat_store import ChatStore
+    from pipeinfer_cpp.cli.chat_store import ChatStore, state_dir
     from pipeinfer_cpp.cli.opened import opened
-    from pipeinfer_cpp.cli.reader import Reader
+    from pipeinfer_cpp.cli.reader import Reader, quiet_typing
     from pipeinfer_cpp.conversation import Conversation
     from pipeinfer_cpp.ui.consoles import notice, warn
 
@@ -69,14 +69,15 @@ def chat(
         )
         for warning in pipeline.warnings:
             warn(warning)
-        reader = Reader()
+        reader = Reader(lambda: session.words, None if no_save else state_dir() / "history")
         session = ChatSession(pipeline, conversation, settings, reader, ChatStore(enabled=not no_save))
         if reader.interactive:
             notice(f"Chatting with {pipeline.plan.target.name}. /help shows what you can do, Ctrl-D leaves.")
         try:
-            if resume:
-                session.resume(number or 1, keep_seed=sampling_options.seed is not None)
-            session.run()
+            with quiet_typing():
+                if resume:
+                    session.resume(number or 1, keep_seed=sampling_options.seed is not None)
+                session.run()
         finally:
             session.close()
     if session.failed and not session.answers and not reader.interactive:

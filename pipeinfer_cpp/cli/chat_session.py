@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pipeinfer_cpp.cli.answer_view import AnswerView
 from pipeinfer_cpp.cli.chat_commands import Commands
+from pipeinfer_cpp.cli.chat_completion import FILES
 from pipeinfer_cpp.cli.chat_settings import ENGINE_SETTINGS, ChatSettings
 from pipeinfer_cpp.cli.chat_store import ChatStore
 from pipeinfer_cpp.cli.reader import Reader
@@ -45,6 +46,12 @@ class ChatSession:
         self._paint = Painter(out())
         self._write = writer()
         self._closed = False
+
+    @property
+    def words(self) -> dict[str, list[str]]:
+        """What can be completed: the commands, each with what may follow it."""
+        files = {name: FILES for name in ("/save", "/load", "/read")}
+        return {**{name: [] for name in self._commands.names}, **files, "/set": list(self.settings.shown())}
 
     def run(self) -> None:
         self.settings_changed()
