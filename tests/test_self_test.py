@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
+from hybrid_models import speaking
 from numpy.typing import NDArray
-from pipeline_helpers import TARGET
-from specimens import specimen
+from pipeline_helpers import GREEDY, PROMPT, TARGET, local
+from specimens import F32, Arr, specimen
 from tiny_models import MODELS, Tiny, build
 
+from pipeinfer_cpp import Pipeline, Sampling
 from pipeinfer_cpp.gguf import Source, cached_slice, inflation, slice_plan, write_inflated, write_slice
 from pipeinfer_cpp.gguf.cuts import Cuts
 from pipeinfer_cpp.gguf.kinds import samples_of
@@ -270,3 +273,60 @@ def test_placeholders_stay_in_memory_no_longer(tmp_path: Path) -> None:
             resident += 1024 * int(line.split()[1])
     context.close()
     assert path.stat().st_size > 4_000_000 > 40 * resident
+
+
+def test_single_rows_of_several_threads_take_another_kernel_behind_256_cells() -> None:
+    """With an f16 cache: nothing wider than a row is exact then, though all is well before and behind 512 cells."""
+    source = Source.open(TARGET)
+    assert ask(source, 0, 12, Setup("f16", True, 2, 0, 512, 8, True))[1] == 1
+    assert ask(source, 0, 12, Setup("q8_0", True, 2, 0, 512, 8, True))[1] == 8
+
+
+def test_modes_agree_where_the_context_ends_between_256_and_512_cells() -> None:
+    texts = []
+    for mode in ("off", "sync"):
+        with local(stages=1, kv_type="f16", threads=2, ctx=352, mode=mode) as pipeline:
+            assert pipeline.exact
+            prompt = pipeline.vocabulary.tokenize(PROMPT + " lived in a house by the sea. " * 40)[:262]
+            result = pipeline.generate(prompt, max_tokens=60, sampling=Sampling(temp=1, seed=5)).wait()
+            texts.append(result.token_ids)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        ({1: 1.0, 2: 1.1, 3: 1.2}, {1: 1.0, 2: 1.1, 3: 1.2}),
+        ({1: 240.0, 2: 0.9, 3: 1.0}, {1: 0.9, 2: 0.9, 3: 1.0}),
+        ({1: 1.0, 2: 9.0, 3: 1.2}, {1: 1.0, 2: 1.2, 3: 1.2}),
+        ({1: 1.0, 2: 1.1, 3: 90.0}, {1: 1.0, 2: 1.1, 3: 3.0}),
+    ],
+)
+def test_a_pause_of_the_machine_is_no_width_s_cost(seen: dict[int, float], expected: dict[int, float]) -> None:
+    assert selftest.plausible(seen) == expected
+
+
+@pytest.mark.parametrize("name", ["minimax-01", "talkie"])
+def test_a_model_that_cannot_be_cut_runs_in_one_stage(name: str, tmp_path: Path) -> None:
+    with Pipeline.local(target=speaking(tmp_path / "model.gguf", name), stages=1, ctx=256) as pipeline:
+        assert pipeline.generate(PROMPT, max_tokens=4, sampling=GREEDY).wait().n_generated
+
+
+def test_a_list_of_floats_makes_no_kind_of_its_own_for_each_layer(tmp_path: Path) -> None:
+    alike = specimen("bailingmoe3")
+    clamps = Arr([0.0 if i % 2 == 0 else 4.0 + i for i in range(8)], F32)
+    each = dataclasses.replace(alike, keys={**alike.keys, "bailingmoe3.swiglu_clamp_exp": clamps})
+    kinds = []
+    for name, model in (("alike", alike), ("each", each)):
+        source = Source.open(model.build(tmp_path / f"{name}.gguf"))
+        kinds.append([sample.signature for sample in samples_of(source, 0, source.n_layers)])
+    assert kinds[0] == kinds[1]
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source.open(TARGET)
+    path = str(cached_slice(source, 0, 6))
+    monkeypatch.setenv("PIPEINFER_CACHE", str(tmp_path / "other"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "probes").write_text("no folder")
+    assert probe(source, (0, 6), path, EXACT, lambda *_: None)[1] == 8

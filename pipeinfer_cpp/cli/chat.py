@@ -27,12 +27,17 @@ def chat(
     show_draft: Annotated[
         bool, typer.Option("--show-draft", help="Colour each token by where it came from: draft, sibling or target.")
     ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest chat, or with number N.")] = False,
+    number: Annotated[int | None, typer.Argument(metavar="[N]", help="Of --resume: 1 is the newest.")] = None,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Keep neither this chat nor what is typed.")] = False,
 ) -> None:
     """Chat with a model. Ctrl-C ends an answer; /help lists what can be done between answers."""
     sampling = sampling_options.sampling()
     options = pipeline_options.options()
     if max_tokens < 1:
         raise UserError("--max-tokens must be at least 1.")
+    if number is not None and not resume:
+        raise UserError(f"{number} is not an argument of its own: --resume {number} goes on with that chat.")
     from pipeinfer_cpp.cli.fetching import offer_to_pull, with_files
 
     if options.pair is not None:
@@ -43,8 +48,9 @@ def chat(
 
     from pipeinfer_cpp.cli.chat_session import ChatSession
     from pipeinfer_cpp.cli.chat_settings import ChatSettings
+    from pipeinfer_cpp.cli.chat_store import ChatStore, state_dir
     from pipeinfer_cpp.cli.opened import opened
-    from pipeinfer_cpp.cli.reader import Reader
+    from pipeinfer_cpp.cli.reader import Reader, quiet_typing
     from pipeinfer_cpp.conversation import Conversation
     from pipeinfer_cpp.ui.consoles import notice, warn
 
@@ -63,10 +69,19 @@ def chat(
         )
         for warning in pipeline.warnings:
             warn(warning)
-        reader = Reader()
+        reader = Reader(lambda: session.words, None if no_save else state_dir() / "history")
+        session = ChatSession(pipeline, conversation, settings, reader, ChatStore(enabled=not no_save))
         if reader.interactive:
             notice(f"Chatting with {pipeline.plan.target.name}. /help shows what you can do, Ctrl-D leaves.")
-        ChatSession(pipeline, conversation, settings, reader).run()
+        try:
+            with quiet_typing():
+                if resume:
+                    session.resume(number or 1, keep_seed=sampling_options.seed is not None)
+                session.run()
+        finally:
+            session.close()
+    if session.failed and not session.answers and not reader.interactive:
+        raise typer.Exit(1)
 
 
 def template_of(pipeline: Pipeline) -> ChatTemplate:

@@ -109,7 +109,8 @@ class Peer:
                 self.heed(message)
             if clock() > deadline:
                 if not self.remote:
-                    raise PipeInferError(f"{self.name} did not answer within {timeout:.0f} s: is this machine busy?")
+                    late = f"{self.name} did not answer within {timeout:.0f} s"
+                    raise PipeInferError(f"{late}: is this machine very busy?")
                 raise UserError(f"{self.title} does not answer: is it running, and is the address right?")
 
     def heed(self, message: Message) -> None:

@@ -7,16 +7,19 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.architectures import rules_for
+from pipeinfer_cpp.gguf.encoding import ARRAY
 from pipeinfer_cpp.gguf.layers import Layers
 from pipeinfer_cpp.gguf.plan import SlicePlan, slice_plan
 from pipeinfer_cpp.gguf.source import Source
 from pipeinfer_cpp.gguf.splits import LayerRange
 from pipeinfer_cpp.gguf.steps import LEFT_OUT
 
-_FLOATS = (6, 12)
-"""GGUF's numbers of the types float32 and float64."""
+_FLOATS = {6: "<f4", 12: "<f8"}
+"""GGUF's numbers of the types float32 and float64, and numpy's names."""
 _SIZES = ("block_count", "context_length", "vocab_size")
 
 
@@ -68,7 +71,7 @@ def samples_of(source: Source, first: int, end: int) -> list[Sample]:
 class _Kinds:
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._windows = Layers(source, rules_for(source)).windows
+        self._windows = Layers(source, rules_for(source, whole=True)).windows
         self._signatures: dict[LayerRange, str] = {}
         self._layers: list[str] = [self._kind(layer) for layer in range(source.n_layers)]
 
@@ -108,15 +111,25 @@ class _Kinds:
 
 
 def _settings(plan: SlicePlan) -> Iterator[str]:
-    """What of the architecture's keys may choose kernels and shapes: no floats, no sizes of the whole."""
+    """What of the architecture's keys may choose kernels and shapes: no sizes of the whole, and of floats only
+    whether they are 0."""
     arch = plan.source.architecture
     yield arch
     for step in sorted(plan.keys, key=lambda step: step.name):
         name = step.name.removeprefix(f"{arch}.")
         if step.action != LEFT_OUT and name != step.name and name not in _SIZES:
-            data = step.encoded()
-            if int.from_bytes(data[:4], "little") not in _FLOATS:
-                yield f"{name} {data.hex()}"
+            yield f"{name} {_chooses(step.encoded())}"
+
+
+def _chooses(data: bytes) -> str:
+    """A key's type and value; of floats which are 0."""
+    kind, is_array = int.from_bytes(data[:4], "little"), False
+    if kind == ARRAY:
+        kind, is_array = int.from_bytes(data[4:8], "little"), True
+    if kind not in _FLOATS:
+        return data.hex()
+    numbers = np.frombuffer(data[16 if is_array else 4 :], _FLOATS[kind])
+    return "".join("01"[bool(number)] for number in numbers)
 
 
 def _tensors(plan: SlicePlan, start: str) -> Iterator[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,9 @@ from pipeinfer_cpp.llama.node_values import NodeValues
 
 WIDEST = 8
 """Widest run that is tested."""
-DEPTHS = (7, 250, 530)
-"""Cache depths that runs are compared at: around the padding of the cache, and past 512."""
+DEPTHS = (7, 250, 300, 530)
+"""Cache depths that runs are compared at: before, around and behind the first step of the cache's padding (256: with
+several threads single rows take another kernel from 512 padded cells on), and past 512."""
 BEHIND = 2
 """Rows that are used behind the widest run."""
 
@@ -62,9 +64,16 @@ def examine(
         if tick:
             tick(i + 1, len(bench.depths))
     ctx.clear()
-    # A pause of the machine is not the width's cost: a run never takes longer than its rows one by one.
-    seconds = {w: min(s, w * bench.seconds[1]) for w, s in sorted(bench.seconds.items())}
-    return Found(bench.widest if compare else 1, seconds)
+    return Found(bench.widest if compare else 1, plausible(bench.seconds))
+
+
+def plausible(seconds: Mapping[int, float]) -> dict[int, float]:
+    """A pause of the machine is no width's cost: a run takes no longer than a wider one, nor than its rows one by
+    one."""
+    widths, found = sorted(seconds), dict(seconds)
+    for narrow, wide in reversed([*pairwise(widths)]):
+        found[narrow] = min(found[narrow], found[wide])
+    return {w: min(found[w], w * found[widths[0]] / widths[0]) for w in widths}
 
 
 def row_seconds(ctx: SliceContext, n: int = 3) -> float:
@@ -118,7 +127,8 @@ class _Bench:
         """Every width once or twice."""
         began = time.perf_counter()
         for again in range(2):
-            if again and time.perf_counter() - began > _BRIEF:
+            # A second time where that is quick, or where the first times cannot all be right.
+            if again and time.perf_counter() - began > _BRIEF and not self._odd():
                 break
             for first, second in self._pairs():
                 self._timed(0, first)
@@ -127,6 +137,11 @@ class _Bench:
             self.time_row(0)
             self.back()
 
+    def _odd(self) -> bool:
+        """Some width took much longer than a wider one, or than its rows one by one."""
+        likely = plausible(self.seconds)
+        return any(seconds > 1.5 * likely[width] for width, seconds in self.seconds.items())
+
     def time_row(self, at: int) -> None:
         self._timed(at, 1)
 
@@ -134,14 +149,12 @@ class _Bench:
         """Lessen `widest` to where every width gives the bits of single rows at this depth."""
         singles = [self._run(i, 1) for i in range(self.widest + BEHIND)]
         self.back()
-        doubtful: set[int] = set()
         for first, second in self._pairs():
-            if not self._same((first, second, 1), singles):
-                doubtful |= {first, second} - {1}
-        for width in sorted(doubtful):
-            if not self._same((width, 1), singles):
-                self.widest = width - 1
-                break
+            if self._same((first, second, 1), singles):
+                continue
+            guilty = [width for width in (first, second) if width > 1 and not self._same((width, 1), singles)]
+            # Where neither differs from here on, one did from where it stood behind the other: trust neither.
+            self.widest = max(1, min(self.widest, min(guilty or [first, second]) - 1))
 
     def _pairs(self) -> list[tuple[int, int]]:
         """Runs one behind the other; every width but 1 is in one of them."""

@@ -16,6 +16,7 @@ from typing import IO
 import msgspec
 
 from pipeinfer_cpp.cachedir import cache_dir
+from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import LayerRange, Source, slice_plan
 from pipeinfer_cpp.gguf.files import appearing, locked
 from pipeinfer_cpp.gguf.kinds import Sample, samples_of
@@ -26,7 +27,7 @@ from pipeinfer_cpp.llama.selftest import BEHIND, DEPTHS, Found, examine
 from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.versions import cpu_name
 
-VERSION = 3
+VERSION = 4
 PATIENCE = 60.0
 """Seconds that another process may take for a sample before this one looks itself."""
 
@@ -82,6 +83,7 @@ def probe(
     at = layers[0] % len(samples)
     waiting = samples[at:] + samples[:at]
     deadline = time.monotonic() + PATIENCE
+    said = -1
     while waiting:
         for sample in list(waiting):
 
@@ -93,7 +95,7 @@ def probe(
             if known is None:
                 with locked(record.with_suffix(".lock"), wait=False) as held:
                     known = _read(record)
-                    if known is None and (held or time.monotonic() > deadline):
+                    if known is None and (held or time.monotonic() > deadline or not record.parent.is_dir()):
                         tick(0, 1)
                         known = _examine(source, sample, path if sample.layers == layers else None, setup, tick)
                         _write(record, known)
@@ -101,7 +103,9 @@ def probe(
                 found[sample] = known
                 waiting.remove(sample)
         if waiting:
-            report("waiting for another stage's test", len(found), len(samples))
+            if said != len(found):
+                said = len(found)
+                report("waiting for another stage's test", said, len(samples))
             time.sleep(0.02)
     curve = {w: sum(s.share * found[s].seconds[w] for s in samples) for w in range(1, setup.widest + 1)}
     return curve, min(f.safe for f in found.values())
@@ -147,7 +151,8 @@ def _record(sample: Sample, setup: Setup) -> Path:
     how = msgspec.json.encode(replace(setup, n_ctx=max(_depths(sample, setup)))).decode()
     parts = (VERSION, sample.signature, sample.deep, how, library_build(), cpu_name(), cores())
     folder = cache_dir() / "probes"
-    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(OSError):
+        folder.mkdir(exist_ok=True)
     return folder / (hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:24] + ".json")
 
 
@@ -160,5 +165,5 @@ def _read(path: Path) -> Found | None:
 
 
 def _write(path: Path, found: Found) -> None:
-    with appearing(path, durable=False) as out:
+    with contextlib.suppress(OSError, UserError), appearing(path, durable=False) as out:
         out.write(json.dumps({"safe": found.safe, "seconds": found.seconds}).encode())
