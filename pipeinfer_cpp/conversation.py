@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from pipeinfer_cpp.chat_template import ChatTemplate, Message
+from pipeinfer_cpp.chat_template import Message
 from pipeinfer_cpp.errors import UserError
 
 _MARK = "\ufdd0"
@@ -34,6 +34,12 @@ class Tokenizer(Protocol):
     def tokenize(self, text: str, *, begin: bool = False, special: bool = True) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
     def name(self, token: int) -> str: ...
+
+
+class Template(Protocol):
+    """A `ChatTemplate`, or one that llama.cpp knows by name."""
+
+    def render(self, messages: Sequence[Message], *, answer_follows: bool = True) -> str: ...
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -94,7 +100,7 @@ class Conversation:
 
     def __init__(
         self,
-        template: ChatTemplate,
+        template: Template,
         tokenizer: Tokenizer,
         n_ctx: int,
         *,

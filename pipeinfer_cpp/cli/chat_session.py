@@ -40,6 +40,8 @@ class ChatSession:
         self.leaving = False
         self.failed = self.answers = 0
         """Questions that got none, and that got one."""
+        self.figures = 1
+        """Behind an answer: 0 none, 1 a short line, 2 all."""
         self._reader = reader
         self._commands = Commands(self)
         self._warned: set[str] = set()
@@ -220,11 +222,12 @@ class ChatSession:
             warn(warning)
 
     def _close(self, result: Result, cancelled: bool) -> None:
-        for warning in result.warnings:
+        for warning in result.warnings if self.figures else ():
             self._note(warning)
         if cancelled:
             notice("Cancelled; what was said stays.")
         elif result.finish_reason == "length":
             full = result.n_prompt + result.n_generated >= self.pipeline.settings.n_ctx
             notice("Stopped: the context is full." if full else f"Stopped at {self.settings.max_tokens} tokens.")
-        notice(result.line())
+        if self.figures:
+            notice(result.line() if self.figures == 2 else result.short_line())
