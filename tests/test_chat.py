@@ -296,6 +296,22 @@ def test_another_chat_template(tmp_path: Path) -> None:
         assert done.code == 2 and words in done.err and len(done.err.splitlines()) == 1
 
 
+THINKING = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if enable_thinking is false %}No. {% else %}<think>"
+THINKING += "{% endif %}"
+
+
+def test_thoughts_are_dimmed_or_folded_or_not_thought(chat: Open, tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text(THINKING)
+    c = chat("--chat-template", path, "--grammar", 'root ::= "hm</think>yes"', "--no-save")
+    assert c.ask("Hi").startswith("hmyes\n") and "\x1b[2mh" in c.raw
+    assert c.ask("/think fold") == "think is now fold."
+    assert c.ask("Hi").startswith("(thinking) yes\n")
+    assert c.ask("/think off") == "think is now off."
+    assert c.ask("Hi").startswith("hm</think>yes\n"), "no thought was begun"
+    assert "one of on, fold, off" in c.ask("/think loud")
+
+
 def test_what_a_template_says_does_not_steer_the_terminal(tmp_path: Path) -> None:
     path = tmp_path / "t.jinja"
     path.write_text("{{ raise_exception('\x1b]0;owned\x07\x9b2J') }}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.library import lib
@@ -20,10 +21,9 @@ def builtin_names() -> list[str]:
 class BuiltinTemplate:
     """One of them, in the place of a `chat_template.ChatTemplate`."""
 
-    source = ""
-    """There is no Jinja text."""
-
     def __init__(self, name: str) -> None:
+        self.variables: dict[str, Any] = {}
+        self.source = ""  # there is no Jinja text
         self._name = name.encode()
 
     def render(self, messages: Sequence[dict[str, str]], *, answer_follows: bool = True) -> str:
