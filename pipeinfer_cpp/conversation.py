@@ -13,11 +13,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from pipeinfer_cpp.chat_template import ChatTemplate, Message
+from pipeinfer_cpp.chat_template import Message
 from pipeinfer_cpp.errors import UserError
 
 _MARK = "\ufdd0"
@@ -34,6 +34,15 @@ class Tokenizer(Protocol):
     def tokenize(self, text: str, *, begin: bool = False, special: bool = True) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
     def name(self, token: int) -> str: ...
+
+
+class Template(Protocol):
+    """A `ChatTemplate`, or one that llama.cpp knows by name (it has no `source` and no use for `variables`)."""
+
+    source: str
+    variables: dict[str, Any]
+
+    def render(self, messages: Sequence[Message], *, answer_follows: bool = True) -> str: ...
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -94,14 +103,14 @@ class Conversation:
 
     def __init__(
         self,
-        template: ChatTemplate,
+        template: Template,
         tokenizer: Tokenizer,
         n_ctx: int,
         *,
         model: Callable[[], str] = lambda: "",
         system: str = "",
     ) -> None:
-        self._template, self.tokenizer, self._n_ctx, self._model = template, tokenizer, n_ctx, model
+        self.template, self.tokenizer, self._n_ctx, self._model = template, tokenizer, n_ctx, model
         self.messages: list[Message] = []
         self._known: Known | None = None
         self._asked: Known | None = None
@@ -160,10 +169,11 @@ class Conversation:
             self.restore(mark)
             raise
 
-    def answered(self, text: str, ids: Sequence[int]) -> None:
-        """End the turn with what was generated, also when it was cut short."""
+    def answered(self, text: str, ids: Sequence[int], *, content: str | None = None) -> None:
+        """End the turn with what was generated, also when it was cut short. `content`: the message, where that is
+        not all of the text (a thought stood before it)."""
         assert self._asked is not None
-        self.messages.append({"role": "assistant", "content": text})
+        self.messages.append({"role": "assistant", "content": text if content is None else content})
         self._known = Known(self._asked.text, text, [*self._asked.tokens, *self._without_stop(text, ids)])
 
     def more(self) -> Prompt:
@@ -242,7 +252,7 @@ class Conversation:
 
     def _tokens(self) -> tuple[str, list[int]]:
         """The conversation as text and tokens: what is known, and behind it only what the template adds."""
-        text = self._template.render([{**m, "content": self._guarded(m["content"])} for m in self.messages])
+        text = self.template.render([{**m, "content": self._guarded(m["content"])} for m in self.messages])
         known = self._known
         if known is not None:
             # Templates often strip the white space around an answer; the model saw it, so it stays.

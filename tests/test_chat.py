@@ -15,7 +15,7 @@ from pipeline_helpers import TARGET, alive, until, worker_pids
 from terminal import Terminal
 
 BEAR = "Tell me a long story about a bear."
-SLOW = ["--stretch", "15", "--max-tokens", "400", "--seed", "1", "--logit-bias", "2-inf"]
+SLOW = ["--verbose", "--stretch", "15", "--max-tokens", "400", "--seed", "1", "--logit-bias", "2-inf"]
 """Answers long and slow enough to be interrupted."""
 Open = Callable[..., Terminal]
 
@@ -46,7 +46,7 @@ def in_context(stats: str) -> int:
 
 
 def test_two_turns_and_the_second_computes_only_what_is_new(chat: Open) -> None:
-    c = chat("--pair", "demo-plain", "--temp", "0", "--max-tokens", "40")
+    c = chat("--verbose", "--pair", "demo-plain", "--temp", "0", "--max-tokens", "40")
     assert "/help" in c.said
     first = c.ask(BEAR)
     assert re.search(r"\n\d+ tokens · .* · off, 2 stages · exact$", first), first
@@ -127,7 +127,7 @@ def test_commands(chat: Open, tmp_path: Path) -> None:
 
 
 def test_set(chat: Open) -> None:
-    c = chat("--max-tokens", "5")
+    c = chat("--max-tokens", "5", "--verbose")
     assert c.ask("/set temp 0") == "temp is now 0."
     answer = c.ask(BEAR)
     assert "temp is 0, where a seed changes nothing" in c.ask("/regen")
@@ -273,6 +273,50 @@ def test_lines_from_a_pipe() -> None:
     assert result.code == 0 and not result.left
     assert len(result.out.splitlines()) == 3 and "\x1b" not in result.out and "> " not in result.out
     assert result.err.count(" tokens · ") == 3 and "/dance is no command" in result.err
+
+
+def test_what_stands_behind_an_answer() -> None:
+    short = pipeinfer("chat", "--max-tokens", "5", "--temp", "0", given=b"Hi\n").err.splitlines()[-1]
+    assert re.fullmatch(r"5 tokens · [\d.]+ tokens/s · acceptance [\d.]+", short)
+    result = pipeinfer("chat", "--max-tokens", "50", "--temp", "0", "--quiet", given=b"Hi\n")
+    assert result.err == "" and result.out
+
+
+def test_another_chat_template(tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text("{% for m in messages %}{{ m.content if loud else '' }}{% endfor %}")
+    options = ["chat", "--max-tokens", "5", "--temp", "0", "--chat-template"]
+    done = pipeinfer(*options, path, given=b"Once upon a time\n")
+    assert done.code == 1 and "leaves out what was said" in done.err
+    assert pipeinfer(*options, path, "--chat-template-kwargs", '{"loud": 1}', given=b"Once upon a time\n").code == 0
+    assert pipeinfer(*options, "chatml", given=b"Hi\n").out == pipeinfer(*options[:-1], given=b"Hi\n").out != ""
+    no_object = (path, "--chat-template-kwargs", "1"), "not a JSON object"
+    for bad, words in ((("chatm",), "did you mean chatml?"), no_object):
+        done = pipeinfer(*options, *bad, given=b"Hi\n")
+        assert done.code == 2 and words in done.err and len(done.err.splitlines()) == 1
+
+
+THINKING = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if enable_thinking is false %}No. {% else %}<think>"
+THINKING += "{% endif %}"
+
+
+def test_thoughts_are_dimmed_or_folded_or_not_thought(chat: Open, tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text(THINKING)
+    c = chat("--chat-template", path, "--grammar", 'root ::= "hm</think>yes"', "--no-save")
+    assert c.ask("Hi").startswith("hmyes\n") and "\x1b[2mh" in c.raw
+    assert c.ask("/think fold") == "think is now fold."
+    assert c.ask("Hi").startswith("(thinking) yes\n")
+    assert c.ask("/think off") == "think is now off."
+    assert c.ask("Hi").startswith("hm</think>yes\n"), "no thought was begun"
+    assert "one of on, fold, off" in c.ask("/think loud")
+
+
+def test_what_a_template_says_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text("{{ raise_exception('\x1b]0;owned\x07\x9b2J') }}")
+    done = pipeinfer("chat", "--chat-template", path, given=b"Hi\n")
+    assert done.code == 1 and r"\x1b]0;owned\x07\x9b2J" in done.err and "\x1b" not in done.err
 
 
 def test_piped_questions_that_all_failed_are_no_success() -> None:

@@ -28,6 +28,7 @@ HELP = {
     "/read FILE": "say what is in a text file",
     "/continue": "go on with an answer that was cut",
     "/regen": "answer the last question again, with a new seed",
+    "/think on|fold|off": "show a model's thoughts, fold them, or ask it not to think (where its template can)",
     "/set NAME VALUE": "change a setting (temp, top_k, seed, max_tokens, system, ...); /set alone shows all",
     "/bye, /exit, /quit": "leave (as do Ctrl-D, and Ctrl-C twice at an empty prompt)",
 }
@@ -54,6 +55,7 @@ class Commands:
             "/read": self._read,
             "/continue": self._continue,
             "/regen": self._regen,
+            "/think": self._think,
             "/set": self._set,
             "/quit": self._quit,
             "/exit": self._quit,
@@ -155,6 +157,15 @@ class Commands:
         settings.set(name, value)
         self._session.settings_changed()
         notice(f"{name} is now {value.strip()}.")
+
+    def _think(self, rest: str) -> None:
+        settings = self._session.settings
+        if not rest:
+            raise UserError("Write /think on, /think fold or /think off.")
+        settings.set("think", rest)
+        folded = rest.lower() == "off" and settings.think != "off"
+        more = ": this chat template cannot ask the model not to think" if folded else ""
+        notice(f"think is now {settings.think}{more}.")
 
     def _quit(self, _rest: str) -> None:
         self._session.leaving = True

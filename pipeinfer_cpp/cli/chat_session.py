@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipeinfer_cpp.cli.answer_view import AnswerView
 from pipeinfer_cpp.cli.chat_commands import Commands
 from pipeinfer_cpp.cli.chat_completion import FILES
-from pipeinfer_cpp.cli.chat_settings import ENGINE_SETTINGS, ChatSettings
+from pipeinfer_cpp.cli.chat_settings import ENGINE_SETTINGS, THINK, ChatSettings
 from pipeinfer_cpp.cli.chat_store import ChatStore
 from pipeinfer_cpp.cli.reader import Reader
 from pipeinfer_cpp.cli.signals import OneInterrupt, undisturbed
@@ -40,6 +40,8 @@ class ChatSession:
         self.leaving = False
         self.failed = self.answers = 0
         """Questions that got none, and that got one."""
+        self.figures = 1
+        """Behind an answer: 0 none, 1 a short line, 2 all."""
         self._reader = reader
         self._commands = Commands(self)
         self._warned: set[str] = set()
@@ -51,7 +53,8 @@ class ChatSession:
     def words(self) -> dict[str, list[str]]:
         """What can be completed: the commands, each with what may follow it."""
         files = {name: FILES for name in ("/save", "/load", "/read")}
-        return {**{name: [] for name in self._commands.names}, **files, "/set": list(self.settings.shown())}
+        commands: dict[str, list[str]] = {name: [] for name in self._commands.names}
+        return {**commands, **files, "/set": list(self.settings.shown()), "/think": list(THINK)}
 
     def run(self) -> None:
         self.settings_changed()
@@ -147,7 +150,8 @@ class ChatSession:
             self._keep()
             notice("Cancelled before the first word: as if you had not asked.")
             return
-        self.conversation.answered(result.text, result.token_ids)
+        content = self._view.answer if self._view.has_names else None
+        self.conversation.answered(result.text, result.token_ids, content=content)
         self.answers += 1
         self._keep()
         self._close(result, cancelled)
@@ -161,7 +165,8 @@ class ChatSession:
 
     def _generate(self, prompt: Prompt) -> tuple[Result, bool]:
         """On a pipeline that is there: one that is gone is opened again. What was shown is not shown twice."""
-        view = AnswerView(self._write, self._paint)
+        thinking, fold = self.settings.thinking, self.settings.think == "fold"
+        view = self._view = AnswerView(self._write, self._paint, thinking, self._prompt_end(prompt), fold=fold)
         for restarts in range(_RESTARTS + 1):
             if self._gone:
                 self._reopen()
@@ -175,6 +180,12 @@ class ChatSession:
                     raise PipeInferError(str(error)) from error
                 notice(f"{error} Starting the pipeline again; the conversation is kept.", "yellow")
         raise AssertionError("unreachable")
+
+    def _prompt_end(self, prompt: Prompt) -> str:
+        """Names of control tokens too: it may end within a thought."""
+        vocabulary = self.conversation.tokenizer
+        tail = prompt.tokens[-16:]
+        return "".join(vocabulary.piece(t).decode("utf-8", "replace") or vocabulary.name(t) for t in tail)
 
     @property
     def _gone(self) -> bool:
@@ -193,7 +204,7 @@ class ChatSession:
         pipeline.configure(**{name: getattr(old.settings, name) for name in ENGINE_SETTINGS})
 
     def _stream(self, prompt: Prompt, view: AnswerView) -> tuple[Result, bool]:
-        settings = self.settings
+        settings, vocabulary = self.settings, self.pipeline.vocabulary
         view.begin()
         with OneInterrupt() as interrupt, reading() as report:
             generation = self.pipeline.generate(
@@ -206,7 +217,8 @@ class ChatSession:
             )
             with contextlib.suppress(KeyboardInterrupt):
                 for token in generation:
-                    view.show(token.text, token.origin if settings.show_draft else None)
+                    name = "" if vocabulary.piece(token.id) else vocabulary.name(token.id)
+                    view.show(token.text, token.origin if settings.show_draft else None, name)
             if interrupt.presses:
                 generation.cancel()
             result = generation.wait()
@@ -220,11 +232,12 @@ class ChatSession:
             warn(warning)
 
     def _close(self, result: Result, cancelled: bool) -> None:
-        for warning in result.warnings:
+        for warning in result.warnings if self.figures else ():
             self._note(warning)
         if cancelled:
             notice("Cancelled; what was said stays.")
         elif result.finish_reason == "length":
             full = result.n_prompt + result.n_generated >= self.pipeline.settings.n_ctx
             notice("Stopped: the context is full." if full else f"Stopped at {self.settings.max_tokens} tokens.")
-        notice(result.line())
+        if self.figures:
+            notice(result.line() if self.figures == 2 else result.short_line())

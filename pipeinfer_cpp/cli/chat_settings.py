@@ -15,6 +15,7 @@ from pipeinfer_cpp.conversation import Conversation
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.thinking import Thinking
 
 _ENGINE_KINDS: dict[str, Callable[[str], Any]] = {"mode": str, "draft_max": int, "cutoff": float}
 ENGINE_SETTINGS = tuple(_ENGINE_KINDS)
@@ -30,6 +31,8 @@ _SAMPLING: dict[str, Callable[[str], Any]] = {
     "frequency_penalty": float,
     "seed": int,
 }
+THINK = ("on", "fold", "off")
+"""Thoughts are shown, folded into one word, or (where the template can ask for that) not thought."""
 _OFF = ("", "off", "none")
 
 
@@ -48,6 +51,8 @@ class ChatSettings:
     ) -> None:
         self.pipeline, self._conversation = pipeline, conversation
         self.sampling, self.max_tokens, self.stop, self.show_draft = sampling, max_tokens, stop, show_draft
+        self.thinking = Thinking(conversation.template.source)
+        self.think = "on"
         self._setters: dict[str, Callable[[str], None]] = {
             **{name: self._sampler_of(name, kind) for name, kind in _SAMPLING.items()},
             "logit_bias": self._set_bias,
@@ -61,6 +66,7 @@ class ChatSettings:
             "stop": self._set_stop,
             "system": self._set_system,
             "show_draft": self._set_show_draft,
+            "think": self._set_think,
             **{name: self._engine_of(name, kind) for name, kind in _ENGINE_KINDS.items()},
         }
 
@@ -96,6 +102,7 @@ class ChatSettings:
         values |= {"logit_bias": bias, "grammar": s.grammar or "", "json_schema": s.json_schema or ""}
         values |= {"max_tokens": self.max_tokens, "stop": " ".join(map(repr, self.stop))}
         values |= {"system": self._conversation.system, "show_draft": "on" if self.show_draft else "off"}
+        values |= {"think": self.think}
         values |= {name: getattr(engine, name) for name in ENGINE_SETTINGS}
         return {name: str(value) if value != "" else "off" for name, value in values.items()}
 
@@ -153,6 +160,16 @@ class ChatSettings:
 
     def _set_system(self, text: str) -> None:
         self._conversation.system = "" if text.lower() in _OFF else text
+
+    def _set_think(self, text: str) -> None:
+        if (how := text.lower()) not in THINK:
+            raise UserError(f"think is one of {', '.join(THINK)}.")
+        switch, variables = self.thinking.switch, self._conversation.template.variables
+        if switch is None:
+            how = "fold" if how == "off" else how
+        else:
+            variables[switch] = how != "off"
+        self.think = how
 
     def _set_show_draft(self, text: str) -> None:
         if text.lower() not in ("on", "off"):
