@@ -26,6 +26,7 @@ def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none") ->
     crew = Crew.of(options)  # before what takes long to import
     try:
         from pipeinfer_cpp.pipeline import Pipeline
+        from pipeinfer_cpp.ui.consoles import notice
         from pipeinfer_cpp.ui.progress import opening
     except BaseException:
         crew.close()
@@ -34,6 +35,7 @@ def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none") ->
     what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
     with opening(what) as report:
         pipeline = Pipeline(options, report, crew)
+    pipeline.on_notice = notice
     try:
         yield pipeline
     finally:
