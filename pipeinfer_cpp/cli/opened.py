@@ -36,6 +36,7 @@ def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none") ->
     what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
     with opening(what) as report:
         pipeline = Pipeline(options, report, crew)
+    pipeline.on_notice = notice
     try:
         if hint is not None:
             notice(hint)

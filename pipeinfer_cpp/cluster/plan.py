@@ -155,6 +155,7 @@ class Plan:
                 wire_in=options.wire_of(index - 1),
                 wire_out=options.wire_of(index),
                 link=self.links[index] if self.links else None,
+                patience=options.patience,
             )
             for index, (first, end) in enumerate(self.ranges)
         ]
