@@ -93,7 +93,9 @@ GENERATING: list[tuple[str, str]] = [
     ("--max-tokens 0", "at least 1"),
     ("--trace nowhere/trace.json", "cannot be written"),
     ("--nothing", "--nothing"),
-    ("word", "'word' is not an argument"),
+    ("--max-token 3", "Did you mean --max-tokens?"),
+    ("--max-tokens -2", "or -1"),
+    ("word", "one prompt"),
 ]
 
 
@@ -114,6 +116,7 @@ OTHERS: list[tuple[str, str]] = [
     ("models inspect nothing", "no pair named"),
     ("models list --models syntax.toml", "not valid TOML"),
     ("sing", "'sing'"),
+    ("generatte", "Did you mean 'generate'? See"),
 ]
 
 

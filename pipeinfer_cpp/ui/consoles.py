@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 
@@ -25,7 +26,8 @@ def err() -> Console:
 def notice(text: str, style: str = "dim") -> None:
     """One line on stderr, behind what stdout has so far."""
     sys.stdout.flush()
-    err().print(Text(text, style=style))
+    with contextlib.suppress(OSError):  # a full disk behind stderr costs the line, not the text
+        err().print(Text(text, style=style))
 
 
 def warn(text: str) -> None:
