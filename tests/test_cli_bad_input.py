@@ -97,7 +97,9 @@ GENERATING: list[tuple[str, str]] = [
     ("--max-tokens 0", "at least 1"),
     ("--trace nowhere/trace.json", "cannot be written"),
     ("--nothing", "--nothing"),
-    ("word", "'word' is not an argument"),
+    ("--max-token 3", "Did you mean --max-tokens?"),
+    ("--max-tokens -2", "or -1"),
+    ("word", "one prompt"),
 ]
 
 
@@ -120,6 +122,7 @@ OTHERS: list[tuple[str, str]] = [
     ("models inspect tiny.gguf --stages 40", "4 layers"),
     ("models list --models syntax.toml", "not valid TOML"),
     ("sing", "'sing'"),
+    ("generatte", "Did you mean 'generate'? See"),
 ]
 
 
