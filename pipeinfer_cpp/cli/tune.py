@@ -38,15 +38,16 @@ def tune(
     if len(chosen.prompts) < 4:
         raise UserError(f"{prompt_file} has {len(chosen.prompts)} prompts: tune needs 4 or more, one a line.")
     from pipeinfer_cpp.cli.opened import opened
+    from pipeinfer_cpp.cluster.choices import chosen_models
     from pipeinfer_cpp.cluster.tuned import keep
     from pipeinfer_cpp.lab.cells import tokens_of
     from pipeinfer_cpp.lab.tuning import tune as search
     from pipeinfer_cpp.ui.consoles import out
     from pipeinfer_cpp.ui.progress import opening
 
+    if chosen_models(options)[2] is None:
+        raise UserError("Without a draft there is nothing to tune: use a pair that has one.")
     with opened(options) as pipeline:
-        if pipeline.plan.draft is None:
-            raise UserError("Without a draft there is nothing to tune: use a pair that has one.")
         tokens = tokens_of(pipeline, chosen, prompts)
         with opening("Tuning") as report:
             settings, gain = search(
