@@ -52,7 +52,7 @@ def _invoke(args: Sequence[str]) -> int:
 
 
 def _explain(error: Exception) -> int:
-    """One line on stderr. Returns the exit code."""
+    """One line on stderr; on a terminal it is broken between words. Returns the exit code."""
     from pipeinfer_cpp.errors import PipeInferError
 
     if os.environ.get("PIPEINFER_DEBUG"):
@@ -73,7 +73,13 @@ def _explain(error: Exception) -> int:
     else:
         hint = "Set PIPEINFER_DEBUG=1 to see where."
         text, code = f"unexpected {type(error).__name__}: {error}. {hint}", 1
-    print("Error:", " ".join(text.split()), file=sys.stderr)
+    text = f"Error: {' '.join(text.split())}"
+    if sys.stderr.isatty():
+        from pipeinfer_cpp.ui.consoles import err
+        from pipeinfer_cpp.ui.wrapping import filled
+
+        text = filled(text, err().width)
+    print(text, file=sys.stderr)
     return int(code)
 
 

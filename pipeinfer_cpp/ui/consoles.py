@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
-from pipeinfer_cpp.ui.wrapping import Wrapper
+from pipeinfer_cpp.ui.wrapping import Wrapper, filled
 
 _UNSAFE = {c: None for c in (*range(32), 127, *range(128, 160)) if chr(c) not in "\n\t"}
 _ESCAPED = {c: f"\\x{c:02x}" for c in _UNSAFE}
@@ -26,7 +26,8 @@ def err() -> Console:
 def notice(text: str, style: str = "dim") -> None:
     """One line on stderr, behind what stdout has so far."""
     sys.stdout.flush()
-    err().print(Text(escaped(text), style=style))
+    console, text = err(), escaped(text)
+    console.print(Text(filled(text, console.width) if console.is_terminal else text, style=style), soft_wrap=True)
 
 
 def warn(text: str) -> None:
