@@ -74,7 +74,7 @@ def chat(
     from pipeinfer_cpp.conversation import Conversation
     from pipeinfer_cpp.ui.consoles import notice, warn
 
-    with opened(options, drafts="ask") as pipeline:
+    with opened(options, drafts="ask", quiet=quiet) as pipeline:
         pipeline.check_grammar(sampling)
         conversation = Conversation(
             template_of(pipeline.plan.target, pipeline.plan.pair, pipeline.vocabulary, template, variables),

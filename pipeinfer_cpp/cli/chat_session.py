@@ -195,7 +195,7 @@ class ChatSession:
         old = self.pipeline
         self.close()
         self._closed = True
-        with opening("Starting again") as report:
+        with opening("Starting again", quiet=True) as report:
             pipeline = Pipeline(replace(old.plan.options, ctx=old.settings.n_ctx), report)
         self.pipeline = self.settings.pipeline = pipeline
         self._closed = False
