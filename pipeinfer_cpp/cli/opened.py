@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none", *, quiet: bool = False) -> Iterator[Pipeline]:
+def opened(
+    options: Options, drafts: Literal["ask", "tell", "none"] = "none", *, quiet: bool = False
+) -> Iterator[Pipeline]:
     """Opened with bars, closed whatever happens, without interruption. Models that are named as on Hugging Face
     are fetched first; `drafts`: whether a draft that is here is offered where none was named."""
     options = with_files(options)
