@@ -44,7 +44,8 @@ def check(result: Ended, *words: str) -> None:
     assert (result.code, result.out) == (2, ""), result.err
     needed, error, end = result.err.rpartition("Error: ")
     assert error and end.count("\n") == 1 and end.endswith("\n"), result.err
-    assert not needed or (needed.startswith("Memory needed on ") and needed.count("\n") == 1), result.err
+    told = ("Memory needed on ", "Note: No small model ")
+    assert all(line.startswith(told) for line in needed.splitlines()), result.err
     assert all(word in result.err for word in words), result.err
     assert not result.left
 
@@ -96,7 +97,9 @@ GENERATING: list[tuple[str, str]] = [
     ("--max-tokens 0", "at least 1"),
     ("--trace nowhere/trace.json", "cannot be written"),
     ("--nothing", "--nothing"),
-    ("word", "'word' is not an argument"),
+    ("--max-token 3", "Did you mean --max-tokens?"),
+    ("--max-tokens -2", "or -1"),
+    ("word", "one prompt"),
 ]
 
 
@@ -119,6 +122,7 @@ OTHERS: list[tuple[str, str]] = [
     ("models inspect tiny.gguf --stages 40", "4 layers"),
     ("models list --models syntax.toml", "not valid TOML"),
     ("sing", "'sing'"),
+    ("generatte", "Did you mean 'generate'? See"),
 ]
 
 

@@ -99,7 +99,7 @@ def test_an_error_on_a_terminal_breaks_between_words() -> None:
             terminal.close()
         assert lines == textwrap.wrap(" ".join(lines), columns, break_on_hyphens=False) and len(lines) > 1
         assert " ".join(lines) == (
-            "Error: Give one prompt: --prompt TEXT, --prompt-file FILE, or - to read stdin."
+            "Error: Give one prompt: as an argument, with --prompt TEXT or --prompt-file FILE, or through a pipe."
         )
 
 

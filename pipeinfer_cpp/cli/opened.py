@@ -38,6 +38,7 @@ def opened(
     what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
     with opening(what, quiet=quiet) as report:
         pipeline = Pipeline(options, report, crew)
+    pipeline.on_notice = notice
     try:
         if hint is not None and not quiet:
             notice(hint)

@@ -155,6 +155,7 @@ class Plan:
                 wire_in=options.wire_of(index - 1),
                 wire_out=options.wire_of(index),
                 link=self.links[index] if self.links else None,
+                patience=options.patience,
             )
             for index, (first, end) in enumerate(self.ranges)
         ]
@@ -211,7 +212,8 @@ def outline(options: Options, *, strict: bool = True) -> Plan:
         slice_plan(target, first, end)
     for link in range(n_stages - 1):
         codec(options.wire_of(link), row_width(target))
-    settings = chosen_settings(options, pair, target, draft)
+    settings, tuned = chosen_settings(options, pair, target, draft)
+    notes += tuned
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
     if exact and settings.branches > 1:
         raise UserError("--exact needs --branches 1, and this pair has more in models.toml.")

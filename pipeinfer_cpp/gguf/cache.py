@@ -92,9 +92,9 @@ def cached_slices(
     """
     plans = {layers: slice_plan(source, *layers) for layers in ranges}
     parts = {layers: plan for layers, plan in plans.items() if not (plan.takes_tokens and plan.gives_logits)}
-    folder = cache_folder("slices", cache_dir)
     found: dict[LayerRange, Path] = {}
     if parts:
+        folder = cache_folder("slices", cache_dir)
         key = hash_record(source.parts).stem
         with locked(folder / f"{key}.lock"):
             digest = remembered_hash(source.parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 
@@ -27,7 +28,8 @@ def notice(text: str, style: str = "dim") -> None:
     """One line on stderr, behind what stdout has so far."""
     sys.stdout.flush()
     console, text = err(), escaped(text)
-    console.print(Text(filled(text, console.width) if console.is_terminal else text, style=style), soft_wrap=True)
+    with contextlib.suppress(OSError):  # a full disk behind stderr costs the line, not the text
+        console.print(Text(filled(text, console.width) if console.is_terminal else text, style=style), soft_wrap=True)
 
 
 def warn(text: str) -> None:
