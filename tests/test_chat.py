@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyte
 import pytest
 from cli_helpers import pipeinfer
 from pipeline_helpers import TARGET, alive, until, worker_pids
@@ -155,7 +158,7 @@ def test_a_full_context_forgets_the_oldest_turns_and_says_so(chat: Open) -> None
 
 
 def test_an_answer_ends_where_the_context_does(chat: Open) -> None:
-    c = chat("--ctx-size", "64", "--max-tokens", "500", "--logit-bias", "2-inf", "--seed", "1")
+    c = chat("--ctx-size", "64", "--logit-bias", "2-inf", "--seed", "1")
     assert "Stopped: the context is full." in c.ask(BEAR)
     assert "forgotten" in c.ask("And?")
 
@@ -266,6 +269,49 @@ def test_a_chat_survives_its_pipeline_and_its_own_end(chat: Open, tmp_path: Path
         c.close()
     assert answers(tmp_path / "disturbed.json") == answers(tmp_path / "undisturbed.json")
     assert len(answers(tmp_path / "disturbed.json")) == 4
+
+
+def test_frozen_stages_and_suspended_chats_go_on(chat: Open, tmp_path: Path) -> None:
+    """A stage that is stopped for 5 s within an answer, and the chat itself within another one."""
+    options = ["--stretch", "10", "--max-tokens", "60", "--temp", "0.7", "--logit-bias", "2-inf", "--no-save"]
+    c, saved = chat(*options, "--seed", 3), []
+    for question in QUESTIONS[:2]:
+        c.ask(question)
+    c.ask(f"/save {tmp_path / 'undisturbed.json'}")
+    c = chat(*options, "--seed", 3)
+    for i, question in enumerate(QUESTIONS[:2]):
+        c.begin(question)
+        workers = worker_pids(c.process.pid)
+        pid = next(pid for pid, role in workers.items() if role == "stage") if i == 0 else c.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(5)
+        with contextlib.suppress(ProcessLookupError):  # the chat has put another one in its place
+            os.kill(pid, signal.SIGCONT)
+        if i:
+            c.type("/he")
+        saved.append(c.prompt(60) if i == 0 else c.until("> /he", 60))
+    assert "/he" not in saved[1].partition("tokens/s")[0], "what is typed is not shown within the answer"
+    c.ask("\x15/set temp 0.7")
+    c.ask(f"/save {tmp_path / 'disturbed.json'}")
+    assert answers(tmp_path / "disturbed.json") == answers(tmp_path / "undisturbed.json")
+
+
+def test_40_columns(chat: Open, tmp_path: Path) -> None:
+    c = chat("--max-tokens", "60", "--seed", "1", "--logit-bias", "2-inf", columns=40)
+    c.type("Tell me a very long story about a bear and its friends.\n")
+    c.until("tokens/s")
+    c.prompt()
+    screen = pyte.Screen(40, 50)
+    pyte.Stream(screen).feed(c.raw)
+    lines = [line.rstrip() for line in screen.display]
+    first = max(i for i, line in enumerate(lines) if line.endswith("its friends.")) + 1
+    answer = lines[first : next(i for i, line in enumerate(lines) if line.startswith("Stopped at"))]
+    assert len(answer) > 4 and all(len(line) < 40 for line in answer)
+    c.ask(f"/save {tmp_path / 'c'}")
+    messages = json.loads((tmp_path / "c").read_text())["messages"]
+    assert messages[0]["content"] == "Tell me a very long story about a bear and its friends."
+    shown = " ".join("\n".join(answer).split())
+    assert " ".join(messages[1]["content"].split()) in shown
 
 
 def test_lines_from_a_pipe() -> None:

@@ -76,25 +76,6 @@ def test_behind_wide_characters_words_stay_whole_too() -> None:
     assert shown(["cafe\u0301 cafe\u0301"], 10) == ["cafe\u0301 cafe\u0301"]
 
 
-def test_an_error_on_a_terminal_breaks_between_words() -> None:
-    for columns in (40, 60):
-        terminal = Terminal("generate", columns=columns)
-        try:
-            assert terminal.end() == 2
-            lines = terminal.said.splitlines()
-        finally:
-            terminal.close()
-        assert lines == textwrap.wrap(" ".join(lines), columns, break_on_hyphens=False) and len(lines) > 1
-        assert " ".join(lines) == (
-            "Error: Give one prompt: --prompt TEXT, --prompt-file FILE, or - to read stdin."
-        )
-
-
-def test_a_path_longer_than_a_line_stays_whole() -> None:
-    path = "/a-folder/of-models/" + "x" * 40
-    assert filled(f"There is no file {path} here.", 40) == f"There is no file\n{path}\nhere."
-
-
 def test_east_asian_text_may_break_between_any_two_characters() -> None:
     assert shown(["狐狸住在森林里。"], 9) == ["狐狸住在", "森林里。"]
 
@@ -106,6 +87,26 @@ def test_the_width_is_the_terminals_at_each_moment() -> None:
     width[0] = screen.width = 20
     wrapper(TEXT[40:] + " " + TEXT)
     assert all(len(line.rstrip()) < 20 for line in screen.lines[1:])
+
+
+def test_an_error_on_a_terminal_breaks_between_words() -> None:
+    for columns in (40, 60):
+        terminal = Terminal("generate", columns=columns)
+        try:
+            assert terminal.end() == 2
+            lines = terminal.said.splitlines()
+        finally:
+            terminal.close()
+        assert lines == textwrap.wrap(" ".join(lines), columns, break_on_hyphens=False) and len(lines) > 1
+        assert " ".join(lines) == (
+            "Error: Give one prompt: as an argument, with --prompt TEXT or --prompt-file FILE, or through a pipe."
+        )
+
+
+def test_a_path_longer_than_a_line_stays_whole() -> None:
+    path = "/a-folder/of-models/" + "x" * 40
+    assert filled("two\n lines of this\n", 10) == "two\n lines of\nthis\n"
+    assert filled(f"There is no file {path} here.", 40) == f"There is no file\n{path}\nhere."
 
 
 @given(st.lists(st.text("ab \n狐🦊→", max_size=8), max_size=20), st.integers(4, 20))

@@ -27,7 +27,10 @@ def chat(
     pipeline_options: PipelineOptions,
     sampling_options: SamplingOptions,
     system: Annotated[str, typer.Option(help="The system prompt.", metavar="TEXT")] = "",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens of an answer at most.")] = 512,
+    max_tokens: Annotated[
+        int,
+        typer.Option("--max-tokens", "-n", help="Tokens of an answer at most; -1: until its end, or the context's."),
+    ] = -1,
     show_draft: Annotated[
         bool, typer.Option("--show-draft", help="Colour each token by where it came from: draft, sibling or target.")
     ] = False,
@@ -48,8 +51,8 @@ def chat(
     """Chat with a model. Ctrl-C ends an answer; /help lists what can be done between answers."""
     sampling = sampling_options.sampling()
     options = pipeline_options.options()
-    if max_tokens < 1:
-        raise UserError("--max-tokens must be at least 1.")
+    if max_tokens < 1 and max_tokens != -1:
+        raise UserError("--max-tokens must be at least 1, or -1 for as many as there is room for.")
     template, variables = _given_template(chat_template), _variables(kwargs)
     if variables and template is not None and not isinstance(template, str):
         raise UserError(f"The built-in chat template {chat_template} takes no --chat-template-kwargs.")
@@ -65,13 +68,13 @@ def chat(
 
     from pipeinfer_cpp.cli.chat_session import ChatSession
     from pipeinfer_cpp.cli.chat_settings import ChatSettings
-    from pipeinfer_cpp.cli.chat_store import ChatStore, state_dir
+    from pipeinfer_cpp.cli.chat_store import ChatStore, first_time, state_dir
     from pipeinfer_cpp.cli.opened import opened
     from pipeinfer_cpp.cli.reader import Reader, quiet_typing
     from pipeinfer_cpp.conversation import Conversation
     from pipeinfer_cpp.ui.consoles import notice, warn
 
-    with opened(options, drafts="ask") as pipeline:
+    with opened(options, drafts="ask", quiet=quiet) as pipeline:
         pipeline.check_grammar(sampling)
         conversation = Conversation(
             template_of(pipeline.plan.target, pipeline.plan.pair, pipeline.vocabulary, template, variables),
@@ -85,7 +88,8 @@ def chat(
             pipeline, conversation, sampling, max_tokens=max_tokens, stop=stop, show_draft=show_draft
         )
         for warning in pipeline.warnings if not quiet else ():
-            warn(warning)
+            if "no speed-up" not in warning or first_time("no speed-up"):
+                warn(warning)
         reader = Reader(lambda: session.words, None if no_save else state_dir() / "history")
         session = ChatSession(pipeline, conversation, settings, reader, ChatStore(enabled=not no_save))
         session.figures = 0 if quiet else 2 if verbose else 1

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
-FILES = [""]
-"""In the place of words: names of files follow."""
+from pipeinfer_cpp.cli.reader import FILES
 
 
 def completer(words: Callable[[], dict[str, list[str]]]) -> Completer:

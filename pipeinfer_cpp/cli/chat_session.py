@@ -7,10 +7,9 @@ from dataclasses import replace
 
 from pipeinfer_cpp.cli.answer_view import AnswerView
 from pipeinfer_cpp.cli.chat_commands import Commands
-from pipeinfer_cpp.cli.chat_completion import FILES
 from pipeinfer_cpp.cli.chat_settings import ENGINE_SETTINGS, THINK, ChatSettings
 from pipeinfer_cpp.cli.chat_store import ChatStore
-from pipeinfer_cpp.cli.reader import Reader
+from pipeinfer_cpp.cli.reader import FILES, Reader
 from pipeinfer_cpp.cli.signals import OneInterrupt, undisturbed
 from pipeinfer_cpp.conversation import Conversation, Mark, Prompt
 from pipeinfer_cpp.errors import PipeInferError, UserError
@@ -196,7 +195,7 @@ class ChatSession:
         old = self.pipeline
         self.close()
         self._closed = True
-        with opening("Starting again") as report:
+        with opening("Starting again", quiet=True) as report:
             pipeline = Pipeline(replace(old.plan.options, ctx=old.settings.n_ctx), report)
         self.pipeline = self.settings.pipeline = pipeline
         self._closed = False
@@ -209,7 +208,7 @@ class ChatSession:
         with OneInterrupt() as interrupt, reading() as report:
             generation = self.pipeline.generate(
                 prompt.tokens,
-                max_tokens=settings.max_tokens,
+                max_tokens=settings.room(len(prompt.tokens)),
                 sampling=settings.sampling,
                 stop=settings.stop,
                 goes_on=True,

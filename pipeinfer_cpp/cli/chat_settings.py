@@ -73,7 +73,12 @@ class ChatSettings:
     @property
     def reserve(self) -> int:
         """Positions to keep free for an answer: its length, at most a quarter of the context."""
-        return min(self.max_tokens, self.pipeline.settings.n_ctx // 4)
+        quarter = self.pipeline.settings.n_ctx // 4
+        return quarter if self.max_tokens < 0 else min(self.max_tokens, quarter)
+
+    def room(self, n_prompt: int) -> int:
+        """Tokens of an answer behind so many at most."""
+        return self.max_tokens if self.max_tokens > 0 else self.pipeline.settings.n_ctx - n_prompt
 
     def new_seed(self) -> int:
         """Another seed, which follows from the one before: a chat with --seed can be repeated."""
@@ -151,8 +156,8 @@ class ChatSettings:
 
     def _set_max_tokens(self, text: str) -> None:
         number = _parsed("max_tokens", int, text)
-        if number < 1:
-            raise UserError("max_tokens must be at least 1.")
+        if number < 1 and number != -1:
+            raise UserError("max_tokens must be at least 1, or -1 for as many as there is room for.")
         self.max_tokens = number
 
     def _set_stop(self, text: str) -> None:

@@ -20,6 +20,15 @@ def state_dir() -> Path:
     return path
 
 
+def first_time(what: str) -> bool:
+    """Whether this was never asked before on this machine: for what is worth one mention."""
+    try:
+        (state_dir() / f"told-{what.replace(' ', '-')}").touch(0o600, exist_ok=False)
+    except OSError:
+        return False
+    return True
+
+
 class ChatStore:
     """The newest chats, a file each. The one that is under way is written by `write`, from its first question on."""
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none") -> Iterator[Pipeline]:
+def opened(
+    options: Options, drafts: Literal["ask", "tell", "none"] = "none", *, quiet: bool = False
+) -> Iterator[Pipeline]:
     """Opened with bars, closed whatever happens, without interruption. Models that are named as on Hugging Face
     are fetched first; `drafts`: whether a draft that is here is offered where none was named."""
     options = with_files(options)
@@ -34,11 +36,11 @@ def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none") ->
         raise
     n = options.n_stages
     what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
-    with opening(what) as report:
+    with opening(what, quiet=quiet) as report:
         pipeline = Pipeline(options, report, crew)
     pipeline.on_notice = notice
     try:
-        if hint is not None:
+        if hint is not None and not quiet:
             notice(hint)
         yield pipeline
     finally:

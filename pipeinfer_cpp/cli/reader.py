@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 _PROMPT, _MORE = "> ", "… "
 _BLOCK = '"""'
+FILES = [""]
+"""In the place of words that may follow a command: names of files do."""
 
 
 class Reader:
     """Gives one message after the other; a line that ends in a backslash goes on with the next one."""
 
     def __init__(self, words: Callable[[], dict[str, list[str]]] = dict, history: Path | None = None) -> None:
-        """`words`: what the Tab key completes: commands, each with what may follow it ([""]: a file's name).
+        """`words`: what the Tab key completes: commands, each with what may follow it (or FILES).
         `history`: the file of what was typed in earlier chats; without one it is forgotten at the end."""
         self.interactive = sys.stdin.isatty()
         self._words, self._history = words, history
@@ -89,7 +91,7 @@ class Reader:
                     history = FileHistory(self._history)
         return PromptSession(
             multiline=True,
-            prompt_continuation=_MORE,
+            prompt_continuation=lambda _width, _line, wrapped: "" if wrapped else _MORE,
             history=history,
             completer=completer(self._words),
             complete_while_typing=False,

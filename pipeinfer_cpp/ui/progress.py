@@ -40,9 +40,9 @@ def _progress(columns: Sequence[ProgressColumn], *, transient: bool = False) -> 
 
 
 @contextlib.contextmanager
-def opening(what: str) -> Iterator[Report]:
+def opening(what: str, *, quiet: bool = False) -> Iterator[Report]:
     """A line for `what` and one for each worker that reports; all gone at the end. What is needed of memory stays,
-    also where there is no terminal."""
+    also where there is no terminal, unless it is to be `quiet`."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
     with _progress(columns, transient=True) as progress:
         whole = progress.add_task(what, total=None)
@@ -52,6 +52,8 @@ def opening(what: str) -> Iterator[Report]:
 
         def report(worker: str, now: str, done: int, total: int) -> None:
             if worker == "memory":
+                if quiet:
+                    return
                 progress.console.print(Text(now, style="dim"))
                 return
             if worker == "note":

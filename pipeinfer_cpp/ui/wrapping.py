@@ -16,15 +16,18 @@ Write = Callable[[str], None]
 Paint = Callable[[str], str]
 
 _PARTS = re.compile(r"\n|[^\S\n]+|\S+")
-_WORDS = re.compile(r"[\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\ufe30-\uff60\U00020000-\U0003ffff]|"
-                    r"[^\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\ufe30-\uff60\U00020000-\U0003ffff]+")
+_WORDS = re.compile(
+    r"[\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\ufe30-\uff60\U00020000-\U0003ffff]|"
+    r"[^\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\ufe30-\uff60\U00020000-\U0003ffff]+"
+)
 """East Asian characters may be parted from each other; everything else stays together."""
 
 
 def filled(text: str, width: int) -> str:
     """A text that is there as a whole, with line breaks for a terminal of `width` columns, never within a word: one
     that is longer than a line is left to the terminal."""
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    lines = text.split("\n")
+    return "\n".join(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines)
 
 
 class Wrapper:
