@@ -174,7 +174,7 @@ class Pipeline:
         generation is under way.
         """
         self._check_alive()
-        sampling = sampling_of(sampling)
+        sampling = sampling_of(sampling).within(self.settings.n_ctx)
         if isinstance(prompt, str):
             tokens = tuple(self.vocabulary.tokenize(prompt, begin=True))
         else:
@@ -221,8 +221,9 @@ class Pipeline:
 
     def check_grammar(self, sampling: Sampling) -> None:
         """Raise UserError for an invalid grammar or bias here, before any stage sees it."""
-        if sampling.grammar is not None or sampling.json_schema is not None or sampling.logit_bias:
-            Sampler(self.vocabulary.pointer, self.vocabulary.size, sampling).close()
+        if sampling.forms or sampling.logit_bias:
+            of = self.vocabulary
+            Sampler(of.pointer, of.size, sampling.within(self.settings.n_ctx), pieces=of.pieces).close()
 
     def configure(self, **changes: Any) -> None:
         """Change engine settings (mode, draft_max, cutoff, ...) between generations.

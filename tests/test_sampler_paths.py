@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "greedy penalties": {"temp": 0.0, "repeat_penalty": 1.4, "repeat_last_n": 6, "frequency_penalty": 0.5},
     "penalties": {"temp": 0.8, "presence_penalty": 1.0, "repeat_penalty": 1.2},
     "grammar": {"temp": 0.9, "grammar": GRAMMAR},
+    "regex": {"temp": 0.9, "regex": r"(ab|a[xyz]+|\[[0-9]+\])*\."},
     "both": {"temp": 0.0, "grammar": GRAMMAR, "presence_penalty": 2.0, "logit_bias": {2: -3.0}},
 }
 
