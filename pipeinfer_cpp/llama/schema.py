@@ -11,7 +11,7 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.sampling import Sampling
 
 _OPTIONS = {
-    "whitespace_pattern": r"[ \t\r\n]{1,40}",  # without an end, a text of nothing but spaces would fit
+    "whitespace_pattern": r"( |\n[ \t]{0,32})",  # models that are lost write spaces without end
     "json_allowed_escapes": '"\\bfnrt',  # "\u0061" as a name would get round what is said of "a"
     "lenient": False,
     "coerce_one_of": False,
