@@ -160,6 +160,23 @@ def test_below_a_forbidden_token_everything_is_dead() -> None:
     paths.close()
 
 
+def test_what_was_looked_ahead_at_is_not_found_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocab, n_vocab, pieces = demo_vocab()
+    paths = PathSamplers(vocab, n_vocab)
+    paths._pieces = pieces
+    a, b = (tokens_of(c)[0] for c in "ab")
+    sampling = Sampling(temp=0, regex=r"ab*\.")
+    paths.begin(sampling, PROMPT)
+    paths.look_ahead([(0, -1, 9), (1, 0, a), (2, 1, b)])
+    assert paths._helps is not None
+    paths._helps.result()
+    monkeypatch.setattr("pipeinfer_cpp.llama.guide._Points._go", lambda *_: pytest.fail("it was computed again"))
+    drawn = [paths.draw(n, n - 1, t, 4 + n, logits_at((a, b)[:n])) for n, t in enumerate((9, a, b))]
+    monkeypatch.undo()
+    assert drawn == [plain(sampling, (a, b)[:n]) for n in range(3)]
+    paths.close()
+
+
 def test_a_final_node_that_has_not_come_yet_is_awaited() -> None:
     vocab, n_vocab, _ = demo_vocab()
     paths = PathSamplers(vocab, n_vocab)

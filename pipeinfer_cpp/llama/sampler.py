@@ -97,6 +97,8 @@ class Sampler:
 
     def __init__(self, vocab: Any, n_vocab: int, sampling: Sampling, *, pieces: Pieces | None = None) -> None:
         sampling.check()
+        if sampling.repeat_last_n < 0:  # whoever knows the context has settled this already
+            sampling = sampling.within(1 << 17)
         text, guided = grammar_text(sampling), guided_text(sampling)
         self._shared = shared = _Shared(vocab, n_vocab, sampling, pieces)
         self._grammar: Grammar | Guide | None = None
