@@ -189,7 +189,8 @@ class Pipeline:
                 "shorten it or raise --ctx-size."
             )
         self.check_grammar(sampling)
-        turn = Turn(tokens, max_tokens, sampling, stop_strings(stop), goes_on)
+        stops = stop_strings(stop)
+        turn = Turn(tokens, max_tokens, sampling, stops, goes_on, self.vocabulary.control_tokens(stops))
         with self._lock:
             self._rest("This pipeline generates one text at a time")
             self._turn = turn

@@ -56,6 +56,11 @@ class Vocabulary:
             tokens.pop()  # llama.cpp appended it
         return tokens
 
+    def control_tokens(self, names: Sequence[str]) -> frozenset[int]:
+        """Those of the names that are a control token's: no text would ever show them."""
+        found = (self.tokenize(name) for name in names)
+        return frozenset(ids[0] for ids in found if len(ids) == 1 and not self.piece(ids[0]))
+
     def piece(self, token: int) -> bytes:
         """The token's bytes (control tokens give none)."""
         known = self._pieces.get(token)
