@@ -101,6 +101,12 @@ class Process:
         said = self.last_output()
         return f"{how}; its last output: {said}" if said else f"{how} and said nothing"
 
+    def stopped(self) -> bool:
+        """Whether it is suspended (by SIGSTOP, say). False where the system does not tell."""
+        with contextlib.suppress(OSError, IndexError):
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        return False
+
     def last_output(self, n_lines: int = 3) -> str:
         with contextlib.suppress(OSError):
             lines = self._log.read_text(errors="replace").strip().splitlines()
