@@ -182,7 +182,7 @@ class Pipeline:
         generation is under way. `max_tokens` -1: until the end, or until the context is full.
         """
         self._check_alive()
-        sampling = sampling_of(sampling)
+        sampling = sampling_of(sampling).within(self.settings.n_ctx)
         if isinstance(prompt, str):
             tokens = tuple(self.vocabulary.tokenize(prompt, begin=True))
         else:
@@ -199,7 +199,8 @@ class Pipeline:
                 "shorten it or raise --ctx-size."
             )
         self.check_grammar(sampling)
-        turn = Turn(tokens, max_tokens, sampling, stop_strings(stop), goes_on)
+        stops = stop_strings(stop)
+        turn = Turn(tokens, max_tokens, sampling, stops, goes_on, self.vocabulary.control_tokens(stops))
         with self._lock:
             self._rest("This pipeline generates one text at a time")
             self._turn = turn
@@ -231,8 +232,9 @@ class Pipeline:
 
     def check_grammar(self, sampling: Sampling) -> None:
         """Raise UserError for an invalid grammar or bias here, before any stage sees it."""
-        if sampling.grammar is not None or sampling.json_schema is not None or sampling.logit_bias:
-            Sampler(self.vocabulary.pointer, self.vocabulary.size, sampling).close()
+        if sampling.forms or sampling.logit_bias:
+            of = self.vocabulary
+            Sampler(of.pointer, of.size, sampling.within(self.settings.n_ctx), pieces=of.pieces).close()
 
     def configure(self, **changes: Any) -> None:
         """Change engine settings (mode, draft_max, cutoff, ...) between generations.

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import msgspec
 
 from pipeinfer_cpp.errors import UserError
+
+FORMS = "grammar", "json_schema", "regex", "lark"
+"""Settings that ask for the text's form, one at a time."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one generation's sampler. Defaults are llama.cpp's.
 
     `temp` 0 or below is greedy, and so is one so small that logits over it would overflow.
-    `repeat_penalty` 1, `presence_penalty` 0 and `frequency_penalty` 0 are off; `repeat_last_n` tokens are
-    looked at (0 none). `logit_bias` maps token ids to an amount
-    added to their logit. At most one of `grammar` (GBNF) and `json_schema` (JSON text) is set.
+    `top_k` 0 or below is off. `repeat_penalty` 1, `presence_penalty` 0 and `frequency_penalty` 0 are off;
+    `repeat_last_n` tokens are looked at (0 none, -1 all that the context holds). `logit_bias` maps token ids
+    to an amount added to their logit. At most one form is set: `grammar` (GBNF), `json_schema` (JSON text, or
+    what it is made of: a dict, a Pydantic model), `regex` (that the whole text matches) or `lark`.
     """
 
     temp: float = 0.8
@@ -29,27 +35,53 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
     grammar: str | None = None
-    json_schema: str | None = None
+    json_schema: Any = None
+    regex: str | None = None
+    lark: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        schema = self.json_schema
+        if schema is None or isinstance(schema, str):
+            return
+        if hasattr(schema, "model_json_schema"):
+            schema = schema.model_json_schema()
+        try:
+            msgspec.structs.force_setattr(self, "json_schema", json.dumps(schema))
+        except (TypeError, ValueError):
+            raise TypeError(f"json_schema: JSON text, a dict or a Pydantic model, not {schema!r}") from None
 
     def check(self) -> None:
         """Raise UserError when a value is out of range."""
         numbers = (self.temp, self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
         rules = [
             (all(map(math.isfinite, numbers)), "--temp and the penalties must be finite numbers"),
-            (0 <= self.top_k < 1 << 31, "--top-k must be 0 (off) or more, and below 2147483648"),
+            (-(1 << 31) <= self.top_k < 1 << 31, "--top-k must be a number of 32 bits (0 or below: off)"),
             (0 <= self.seed < 1 << 64, "--seed must be 0 or more, and below 2 to the power of 64"),
             (0.0 < self.top_p <= 1.0, "--top-p must be above 0 and at most 1"),
             (0.0 <= self.min_p <= 1.0, "--min-p must be between 0 and 1"),
             (0.0 < self.typical_p <= 1.0, "--typical must be above 0 and at most 1"),
             (self.repeat_penalty > 0.0, "--repeat-penalty must be above 0"),
-            (0 <= self.repeat_last_n < 1 << 31, "--repeat-last-n must be 0 (off) or more, and below 2147483648"),
+            (
+                -1 <= self.repeat_last_n < 1 << 31,
+                "--repeat-last-n must be -1 (all of the context), 0 (off) or more, and below 2147483648",
+            ),
             (not any(math.isnan(b) for b in self.logit_bias.values()), "--logit-bias must be a number"),
-            (self.grammar is None or self.json_schema is None, "Give --grammar or --json-schema, not both"),
+            (len(self.forms) <= 1, "Give only one of " + ", ".join(f"--{f.replace('_', '-')}" for f in FORMS)),
         ]
         for holds, sentence in rules:
             if not holds:
                 raise UserError(sentence + ".")
+
+    @property
+    def forms(self) -> list[str]:
+        """What is asked of the text's form: names out of FORMS."""
+        return [name for name in FORMS if getattr(self, name) is not None]
+
+    def within(self, n_ctx: int) -> Sampling:
+        """The same for a context of `n_ctx` positions: the penalties look back no further."""
+        last = n_ctx if self.repeat_last_n < 0 else min(self.repeat_last_n, n_ctx)
+        return msgspec.structs.replace(self, repeat_last_n=last)
 
     @property
     def greedy(self) -> bool:
@@ -59,10 +91,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def penalises(self) -> bool:
         """True when a repetition, presence or frequency penalty is on."""
         off = self.repeat_penalty == 1.0 and self.presence_penalty == 0.0 and self.frequency_penalty == 0.0
-        return self.repeat_last_n > 0 and not off
+        return self.repeat_last_n != 0 and not off
 
     def for_draft(self, n_vocab: int) -> Sampling:
-        """The same for a draft model of `n_vocab` tokens: without grammar and schema, and without
+        """The same for a draft model of `n_vocab` tokens: without the text's form, and without
         bias on tokens that it does not have."""
         bias = {token: amount for token, amount in self.logit_bias.items() if token < n_vocab}
-        return msgspec.structs.replace(self, grammar=None, json_schema=None, logit_bias=bias)
+        return msgspec.structs.replace(self, logit_bias=bias, **dict.fromkeys(FORMS))

@@ -30,6 +30,12 @@ class TextStream:
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
 
+    def stop(self) -> str:
+        """Stop here, at a token that has no text. What was held back is shown."""
+        shown = self.finish()
+        self.stopped = True
+        return shown
+
     def finish(self) -> str:
         """What was held back, when the generation ended without completing a stop string."""
         if self.stopped:

@@ -44,9 +44,9 @@ def piece_of(token: int) -> bytes:
     return buffer.raw[:n]
 
 
-def text_of(tokens: list[int]) -> str:
+def text_of(tokens: list[int], errors: str = "strict") -> str:
     vocab = demo_vocab()[0]
-    return b"".join(piece_of(t) for t in tokens if not lib.llama_vocab_is_eog(vocab, t)).decode()
+    return b"".join(piece_of(t) for t in tokens if not lib.llama_vocab_is_eog(vocab, t)).decode(errors=errors)
 
 
 def logits_after(path: tuple[int, ...], favoured: tuple[int, ...] = ()) -> NDArray[np.float32]:

@@ -105,6 +105,17 @@ def test_a_grammar_shapes_the_text() -> None:
     assert found["text"] in (" yes", " no") and found["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("mode", ["off", "async"])
+def test_a_schema_and_a_regular_expression_shape_the_text(mode: str) -> None:
+    schema = '{"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 2, "maxItems": 3}'
+    common = ["--mode", mode, "--max-tokens", "160", "--seed", "1", "--repeat-penalty", "1.1", "--repeat-last-n", "-1"]
+    found = objects(pipeinfer("generate", "--prompt", PROMPT, "--json", *common, "--json-schema", schema))
+    assert {*json.loads(found["text"])} <= {"red", "blue"} and found["finish_reason"] == "stop"
+    common += ["--regex", r" \d{4}-\d\d", "--top-k", "-1"]
+    found = objects(pipeinfer("generate", "--prompt", PROMPT, "--json", *common))
+    assert re.fullmatch(r" \d{4}-\d\d", found["text"]) and found["finish_reason"] == "stop"
+
+
 def test_the_end_of_the_context_is_a_length() -> None:
     options = ["--raw", "--ctx-size", "48", "--max-tokens", "500", "--temp", "0", "--logit-bias", "2-inf"]
     found = objects(pipeinfer("generate", "--prompt", PROMPT, "--json", *options))

@@ -252,6 +252,14 @@ def test_one_stop_string(p: Pipeline, text: str) -> None:
     assert result.text == text[: text.index(word)] and result.finish_reason == "stop"
 
 
+def test_a_stop_string_that_is_a_control_token(p: Pipeline) -> None:
+    (control,) = p.vocabulary.tokenize("<|im_start|>")
+    sampling = Sampling(temp=0, logit_bias={control: 100.0})
+    result = p.generate(PROMPT, max_tokens=N, sampling=sampling, stop="<|im_start|>").wait()
+    assert (result.token_ids, result.text, result.finish_reason) == ([control], "", "stop")
+    assert p.generate(PROMPT, max_tokens=3, sampling=sampling, stop="im_start").wait().n_generated == 3
+
+
 def test_a_stop_string_that_the_last_token_completes(p: Pipeline, text: str) -> None:
     tokens = [token.text for token in begin(p, 5)]
     result = p.generate(PROMPT, max_tokens=5, sampling=GREEDY, stop=tokens[-1].strip()).wait()

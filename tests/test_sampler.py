@@ -239,3 +239,17 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         sampler(**settings)
     assert Native.alive == alive
+
+
+def test_minus_one_means_what_llama_cpp_means() -> None:
+    logits = logits_after((7,))
+    assert sampler(top_k=-1, seed=4).sample(logits, 3) == sampler(top_k=0, seed=4).sample(logits, 3)
+    asked = Sampling(repeat_last_n=-1, repeat_penalty=1.5)
+    asked.check()
+    assert asked.within(64).repeat_last_n == 64 and Sampling(repeat_last_n=2**31 - 1).within(64).repeat_last_n == 64
+    best = int(logits.argmax())
+    all_of_it = sampler(temp=0, repeat_last_n=-1, presence_penalty=50.0)
+    all_of_it.feed_prompt([best, *range(5000, 5400)])
+    assert all_of_it.sample(logits, 3).token != best
+    with pytest.raises(UserError, match="-1"):
+        sampler(repeat_last_n=-2)

@@ -1,22 +1,21 @@
-"""Grammars: what is refused and why, what is allowed next, and JSON that fits its schema."""
+"""GBNF grammars: what is refused and why, what is allowed next."""
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 from llama_cpp import llama_grammar
-from sampler_helpers import demo_vocab, logits_after, piece_of, text_of, tokens_of
+from sampler_helpers import demo_vocab, logits_after, piece_of, tokens_of
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.gbnf import GrammarError, read_gbnf
-from pipeinfer_cpp.llama.grammar import Grammar, grammar_text, schema_to_gbnf
+from pipeinfer_cpp.llama.grammar import Grammar, grammar_text
 from pipeinfer_cpp.llama.library import lib
 from pipeinfer_cpp.llama.native import Candidates, Native
-from pipeinfer_cpp.llama.sampler import Draw, Sampler
+from pipeinfer_cpp.llama.sampler import Sampler
 from pipeinfer_cpp.sampling import Sampling
 
 EOG = 2
@@ -192,65 +191,3 @@ def test_draws_are_those_with_all_forbidden_tokens_banned(settings: dict[str, An
             drawn, expected = ours.sample(logits, pos), reference.sample(logits, pos)
             assert drawn[:2] == expected[:2]
             assert drawn.prob == pytest.approx(expected.prob, rel=1e-5)
-
-
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        'the "name"\\': {"type": "string", "maxLength": 12},
-        "größe": {"type": "integer"},
-        "kind": {"enum": ['a "quoted" one', "line\nbreak", "plain", 7, None]},
-        "parts": {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 3},
-        "code": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{1,3}$"},
-        "more": {"$ref": "#/$defs/more"},
-    },
-    "required": ['the "name"\\', "größe", "kind", "parts", "code"],
-    "$defs": {"more": {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}},
-}
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_json_for_a_schema_parses_and_fits(seed: int) -> None:
-    ours = sampler(json_schema=json.dumps(SCHEMA), temp=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
-    written: list[int] = []
-    while not written or written[-1] != EOG:
-        logits = logits_after((seed, *written))
-        logits[tokens_of('"}],\\\n')] += 6
-        logits[EOG] += 12
-        drawn: Draw = ours.sample(logits, len(written))
-        assert ours.accept(drawn.token)
-        written.append(drawn.token)
-        assert len(written) < 500
-    found = json.loads(text_of(written))
-    assert set(SCHEMA["required"]) <= found.keys() <= SCHEMA["properties"].keys()
-    assert isinstance(found["größe"], int) and len(found['the "name"\\']) <= 12
-    assert found["kind"] in SCHEMA["properties"]["kind"]["enum"]
-    assert 1 <= len(found["parts"]) <= 3 and all(isinstance(x, int | float) for x in found["parts"])
-    assert "more" not in found or isinstance(found["more"]["ok"], bool)
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [
-        "{",
-        "[1]",
-        '{"type": "quaternion"}',
-        '{"$ref": "https://example.com/x"}',
-        '{"$ref": "#/nowhere"}',
-        '{"type": "string", "pattern": "no anchors"}',
-        '{"type": "string", "pattern": "^(?=a)$"}',
-        '{"enum": ["\\ud800"]}',
-        json.dumps({"type": "array", "items": {"type": "null"}, "maxItems": 100_000}),
-        '{"a":' * 5000 + "1" + "}" * 5000,
-    ],
-)
-def test_bad_schemas_are_refused(schema: str) -> None:
-    with pytest.raises(UserError, match=r"invalid (JSON schema|grammar): "):
-        grammar_text(Sampling(json_schema=schema))
-
-
-def test_a_schemas_grammar_needs_no_vocabulary() -> None:
-    text = schema_to_gbnf(json.dumps(SCHEMA))
-    assert "root" in read_gbnf(text).rules
-    assert grammar_text(Sampling(json_schema=json.dumps(SCHEMA))) == text
-    assert grammar_text(Sampling()) is None

@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "greedy penalties": {"temp": 0.0, "repeat_penalty": 1.4, "repeat_last_n": 6, "frequency_penalty": 0.5},
     "penalties": {"temp": 0.8, "presence_penalty": 1.0, "repeat_penalty": 1.2},
     "grammar": {"temp": 0.9, "grammar": GRAMMAR},
+    "regex": {"temp": 0.9, "regex": r"(ab|a[xyz]+|\[[0-9]+\])*\."},
     "both": {"temp": 0.0, "grammar": GRAMMAR, "presence_penalty": 2.0, "logit_bias": {2: -3.0}},
 }
 
@@ -156,6 +157,23 @@ def test_below_a_forbidden_token_everything_is_dead() -> None:
     assert paths.draw(3, 0, a, 5, logits_at((a,))) is not None
     assert paths.draw(4, 3, b, 6, logits_at((a, b))) is not None
     assert paths.size == (2, 1)  # the sampler that the forbidden token did not move served the next
+    paths.close()
+
+
+def test_what_was_looked_ahead_at_is_not_found_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocab, n_vocab, pieces = demo_vocab()
+    paths = PathSamplers(vocab, n_vocab)
+    paths._pieces = pieces
+    a, b = (tokens_of(c)[0] for c in "ab")
+    sampling = Sampling(temp=0, regex=r"ab*\.")
+    paths.begin(sampling, PROMPT)
+    paths.look_ahead([(0, -1, 9), (1, 0, a), (2, 1, b)])
+    assert paths._helps is not None
+    paths._helps.result()
+    monkeypatch.setattr("pipeinfer_cpp.llama.guide._Points._go", lambda *_: pytest.fail("it was computed again"))
+    drawn = [paths.draw(n, n - 1, t, 4 + n, logits_at((a, b)[:n])) for n, t in enumerate((9, a, b))]
+    monkeypatch.undo()
+    assert drawn == [plain(sampling, (a, b)[:n]) for n in range(3)]
     paths.close()
 
 

@@ -14,7 +14,7 @@ from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.conversation import Conversation
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.pipeline import Pipeline
-from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.sampling import FORMS, Sampling
 from pipeinfer_cpp.thinking import Thinking
 
 _ENGINE_KINDS: dict[str, Callable[[str], Any]] = {"mode": str, "draft_max": int, "cutoff": float}
@@ -62,6 +62,9 @@ class ChatSettings:
             "json_schema_file": lambda text: self._set_grammar(
                 "json_schema", parsing.text_of(Path(text), "json_schema_file")
             ),
+            "regex": lambda text: self._set_grammar("regex", text),
+            "lark": lambda text: self._set_grammar("lark", text),
+            "lark_file": lambda text: self._set_grammar("lark", parsing.text_of(Path(text), "lark_file")),
             "max_tokens": self._set_max_tokens,
             "stop": self._set_stop,
             "system": self._set_system,
@@ -104,7 +107,7 @@ class ChatSettings:
         s, engine = self.sampling, self.pipeline.settings
         bias = " ".join(f"{token}{amount:+g}" for token, amount in s.logit_bias.items())
         values: dict[str, object] = {name: getattr(s, "typical_p" if name == "typical" else name) for name in _SAMPLING}
-        values |= {"logit_bias": bias, "grammar": s.grammar or "", "json_schema": s.json_schema or ""}
+        values |= {"logit_bias": bias, **{form: getattr(s, form) or "" for form in FORMS}}
         values |= {"max_tokens": self.max_tokens, "stop": " ".join(map(repr, self.stop))}
         values |= {"system": self._conversation.system, "show_draft": "on" if self.show_draft else "off"}
         values |= {"think": self.think}
@@ -147,12 +150,11 @@ class ChatSettings:
         self._change(logit_bias=bias)
 
     def _set_grammar(self, name: str, text: str) -> None:
-        """One of the two at a time: the other one goes."""
-        other = {"grammar": "json_schema", "json_schema": "grammar"}[name]
+        """One of them at a time: the others go."""
         if text.lower() in _OFF:
             self._change(**{name: None})
         else:
-            self._change(**{name: text, other: None})
+            self._change(**{**dict.fromkeys(FORMS), name: text})
 
     def _set_max_tokens(self, text: str) -> None:
         number = _parsed("max_tokens", int, text)

@@ -225,13 +225,13 @@ class SamplingOptions:
     """How tokens are drawn, named as in llama.cpp."""
 
     temp: Annotated[float, typer.Option(help="Temperature; 0 is greedy.", rich_help_panel=_SAMPLING)] = 0.8
-    top_k: Annotated[int, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 40
+    top_k: Annotated[int, typer.Option(help="0 or below: off.", rich_help_panel=_SAMPLING)] = 40
     top_p: Annotated[float, typer.Option(help="1: off.", rich_help_panel=_SAMPLING)] = 0.95
     min_p: Annotated[float, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 0.05
     typical: Annotated[float, typer.Option("--typical", "--typical-p", help="1: off.", rich_help_panel=_SAMPLING)] = 1.0
     repeat_penalty: Annotated[float, typer.Option(help="1: off.", rich_help_panel=_SAMPLING)] = 1.0
     repeat_last_n: Annotated[
-        int, typer.Option(help="Tokens that the penalties look back.", rich_help_panel=_SAMPLING)
+        int, typer.Option(help="Tokens that the penalties look back; -1: all.", rich_help_panel=_SAMPLING)
     ] = 64
     presence_penalty: Annotated[float, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 0.0
     frequency_penalty: Annotated[float, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 0.0
@@ -252,6 +252,16 @@ class SamplingOptions:
     ] = None
     json_schema_file: Annotated[
         Path | None, typer.Option(help="The schema's file.", metavar="FILE", rich_help_panel=_SAMPLING)
+    ] = None
+    regex: Annotated[
+        str | None,
+        typer.Option(help="A regular expression that the whole text has to match.", rich_help_panel=_SAMPLING),
+    ] = None
+    lark: Annotated[
+        str | None, typer.Option(help="A Lark grammar, as llguidance reads it.", rich_help_panel=_SAMPLING)
+    ] = None
+    lark_file: Annotated[
+        Path | None, typer.Option(help="That grammar's file.", metavar="FILE", rich_help_panel=_SAMPLING)
     ] = None
     seed: Annotated[
         int | None,
@@ -283,6 +293,7 @@ class SamplingOptions:
             logit_bias=parsing.logit_bias(self.logit_bias or ()),
             grammar=parsing.text_or_file(self.grammar, self.grammar_file, "--grammar"),
             json_schema=parsing.text_or_file(self.json_schema, self.json_schema_file, "--json-schema"),
+            lark=parsing.text_or_file(self.lark, self.lark_file, "--lark"),
             seed=secrets.randbits(31) if self.seed_is_random else self.seed,
         )
         if not -(2**63) <= plain["seed"] < 2**64:

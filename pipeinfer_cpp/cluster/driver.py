@@ -265,7 +265,8 @@ class Driver:
     def _emit(self, action: ev.Emit) -> None:
         if self._turn is None or self._text.stopped:
             return
-        shown = self._text.feed(self._piece(action.token))
+        ends = action.token in self._turn.stop_tokens
+        shown = self._text.stop() if ends else self._text.feed(self._piece(action.token))
         now = clock()
         self.tally.ids.append(action.token)
         self.tally.times.append(now)

@@ -22,9 +22,10 @@ class Turn:
         sampling: Sampling,
         stops: Sequence[str] = (),
         goes_on: bool = False,
+        stop_tokens: frozenset[int] = frozenset(),
     ) -> None:
         self.prompt, self.max_tokens, self.sampling, self.stops = prompt, max_tokens, sampling, stops
-        self.goes_on = goes_on
+        self.goes_on, self.stop_tokens = goes_on, stop_tokens
         self.tokens: list[Token] = []
         self.result: Result | None = None
         self.error: BaseException | None = None

@@ -1,75 +1,29 @@
-"""Grammars: from a request to GBNF, and the state of one at a point of the text."""
+"""GBNF grammars, and the state of one at a point of the text."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.light_import import submodule
 from pipeinfer_cpp.llama.gbnf import GrammarError, read_gbnf
 from pipeinfer_cpp.llama.library import lib, log_text, start
 from pipeinfer_cpp.llama.native import Candidates, Native
 from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.sampling import Sampling
 
-_llama_grammar = submodule("llama_cpp", "llama_grammar")
-PRIMITIVE_RULES, SchemaConverter = _llama_grammar.PRIMITIVE_RULES, _llama_grammar.SchemaConverter
-
-_JSON_CHAR = r'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F])'
-
-
-class _Converter(SchemaConverter):
-    """llama_cpp's converter with two mistakes mended: quotes and backslashes in names and constants
-    lost their escape, and strings could hold raw control characters, which JSON forbids."""
-
-    def _format_literal(self, literal: str) -> str:
-        text = json.dumps(json.loads(literal), ensure_ascii=False)
-        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-    def _add_rule(self, name: str, rule: str) -> str:
-        rule = _JSON_CHAR if rule == PRIMITIVE_RULES["char"].content else rule
-        key: str = super()._add_rule(name, rule)  # type: ignore[no-untyped-call]
-        return key
-
-
-def schema_to_gbnf(schema: str) -> str:
-    """GBNF for the JSON texts that fit `schema` (JSON text). Raises UserError where it cannot be turned into one."""
-    try:
-        make: Any = _Converter
-        converter = make(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
-        loaded = json.loads(schema)
-        if not isinstance(loaded, dict):
-            raise UserError('invalid JSON schema: a schema is an object, such as {"type": "object"}.')
-        converter.visit(converter.resolve_refs(loaded, "schema"), "")
-        text: str = converter.format_grammar()
-        text.encode()
-    except UserError:
-        raise
-    except json.JSONDecodeError as error:
-        raise UserError(f"invalid JSON schema: it is not JSON ({error}).") from error
-    except RecursionError:
-        raise UserError("invalid JSON schema: it nests too deeply; use fewer levels or smaller maxItems.") from None
-    except Exception as error:  # the converter fails in many ways on what it does not know
-        raise UserError(f"invalid JSON schema: {error or type(error).__name__}.") from error
-    return text
-
 
 def grammar_text(sampling: Sampling) -> str | None:
-    """The checked GBNF that `sampling` asks for, or None. Raises UserError for an invalid grammar or schema.
+    """The checked GBNF that `sampling` asks for, or None. Raises UserError for an invalid grammar.
 
     Needs no model. What it lets pass, llama.cpp parses without harm.
     """
-    text = sampling.grammar
-    if sampling.json_schema is not None:
-        text = schema_to_gbnf(sampling.json_schema)
-    if text is not None:
-        _read(text)
-    return text
+    if sampling.grammar is not None:
+        _read(sampling.grammar)
+    return sampling.grammar
 
 
 def _read(text: str) -> Any:

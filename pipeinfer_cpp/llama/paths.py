@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.llama.guide import Guide
 from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.llama.sampler import Draw, Sampler
 from pipeinfer_cpp.sampling import Sampling
@@ -30,6 +33,8 @@ class PathSamplers:
         self._awaited: int | None = None
         self._nodes: dict[int, tuple[int, int]] = {}  # below the root: (parent, token), parents first
         self._tips: dict[int, Sampler] = {}
+        self._helper: ThreadPoolExecutor | None = None  # finds out what is allowed, while the stage decodes
+        self._helps: Future[None] | None = None
 
     def begin(self, sampling: Sampling, prompt_tokens: Iterable[int]) -> None:
         """Start a turn. `prompt_tokens` are all that the penalties shall see, node 0's token last.
@@ -39,6 +44,20 @@ class PathSamplers:
         self.close()
         self._base = Sampler(self._vocab, self._n_vocab, sampling, pieces=self._pieces)
         self._base.feed_prompt(prompt_tokens)
+        self.look_ahead(())
+
+    def look_ahead(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        """Find out, in another thread, what is allowed behind `rows`: (node, parent, token) of draws to come.
+
+        Draws are the same without it, and come later.
+        """
+        guide = self._base.guide() if self._base is not None else None
+        if guide is None:
+            return
+        self._helper = self._helper or ThreadPoolExecutor(1, "allowed")
+        parents = {parent for _, parent, _ in rows}
+        ways = {p: self._path(p) for p in parents if p == self._root or p in self._nodes}
+        self._helps = self._helper.submit(_look_ahead, guide, self._root, ways, tuple(rows))
 
     def draw(self, node: int, parent: int, token: int, pos: int, logits: NDArray[np.float32]) -> Draw | None:
         """What follows `node`, which carries `token` at position `pos` below `parent` (ignored for node 0).
@@ -79,7 +98,10 @@ class PathSamplers:
         self._root, self._awaited = node, None
 
     def close(self) -> None:
-        """End the turn and free its samplers."""
+        """End the turn and free its samplers. What is being found out is waited for."""
+        if self._helps is not None:
+            self._helps.result()
+            self._helps = None
         for sampler in (self._base, *self._tips.values()):
             if sampler is not None:
                 sampler.close()
@@ -121,3 +143,27 @@ class PathSamplers:
             node, token = self._nodes[node]
             tokens.append(token)
         return tokens[::-1]
+
+
+def _look_ahead(
+    guide: Guide, root: int, ways: dict[int, list[int]], rows: tuple[tuple[int, int, int], ...]
+) -> None:
+    """`ways`: tokens from the root to each parent that is known already."""
+    known: dict[int, Guide] = {}
+    try:
+        if not rows or any(node == root for node, _, _ in rows):
+            guide.prepare()
+        for node, parent, token in rows:
+            if node == root:
+                continue
+            if parent not in known and parent in ways:
+                there = guide.clone()
+                if all(there.accept(t) for t in ways[parent]):
+                    known[parent] = there
+            if parent in known:
+                here = known[parent].clone()
+                if here.accept(token):
+                    here.prepare()
+                    known[node] = here
+    except PipeInferError:  # the draw itself will meet it, and say so
+        pass

@@ -17,6 +17,8 @@ class Pieces:
 
     def __init__(self, vocab: Any, n_vocab: int) -> None:
         self.vocab, self.n_vocab = vocab, n_vocab
+        self.guidance: Any = None
+        """llguidance's tables, once they were asked for."""
 
     @cached_property
     def eog(self) -> NDArray[np.int32]:
@@ -31,7 +33,7 @@ class Pieces:
         A parent is the longest other token that the token starts with; -1 in the first generation.
         """
         ends = set(self.eog.tolist())
-        text = {t: piece for t, piece in enumerate(self._pieces()) if piece and t not in ends}
+        text = {t: piece for t, piece in enumerate(self.texts) if piece and t not in ends}
         by_text = {piece: t for t, piece in text.items()}
         depth: dict[int, int] = {-1: -1}
         found: list[tuple[list[int], list[int]]] = []
@@ -47,7 +49,20 @@ class Pieces:
             found[level][1].append(parent)
         return [(np.array(ids, np.int32), np.array(parents, np.int32)) for ids, parents in found]
 
-    def _pieces(self) -> list[bytes]:
+    def marked(self) -> list[bytes]:
+        """The text of each token, with the byte 255 before those of control tokens: they are no text."""
+        attributes, vocab = lib.llama_vocab_get_attr, self.vocab
+        user, control = lib.LLAMA_TOKEN_ATTR_USER_DEFINED, lib.LLAMA_TOKEN_ATTR_CONTROL
+        found = []
+        for token, text in enumerate(self.texts):
+            kind = attributes(vocab, token)
+            named = kind & user and text.startswith(b"<") and text.endswith(b">")
+            found.append(b"\xff" + text if kind & control or named else text)
+        return found
+
+    @cached_property
+    def texts(self) -> list[bytes]:
+        """The text of each token, control tokens too."""
         to_piece, vocab, size = lib.llama_token_to_piece, self.vocab, 64
         buffer = ctypes.create_string_buffer(size)
         pieces: list[bytes] = []

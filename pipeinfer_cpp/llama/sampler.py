@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.grammar import Grammar, grammar_text
+from pipeinfer_cpp.llama.guide import Guide
 from pipeinfer_cpp.llama.gumbel import gumbel
 from pipeinfer_cpp.llama.library import lib
 from pipeinfer_cpp.llama.native import Candidates, Native
 from pipeinfer_cpp.llama.pieces import Pieces
+from pipeinfer_cpp.llama.schema import guided_text
 from pipeinfer_cpp.llama.top import above, top_superset
 from pipeinfer_cpp.sampling import Sampling
 
@@ -95,9 +97,15 @@ class Sampler:
 
     def __init__(self, vocab: Any, n_vocab: int, sampling: Sampling, *, pieces: Pieces | None = None) -> None:
         sampling.check()
-        text = grammar_text(sampling)
+        if sampling.repeat_last_n < 0:  # whoever knows the context has settled this already
+            sampling = sampling.within(1 << 17)
+        text, guided = grammar_text(sampling), guided_text(sampling)
         self._shared = shared = _Shared(vocab, n_vocab, sampling, pieces)
-        self._grammar = Grammar(shared.pieces, shared.candidates, text) if text is not None else None
+        self._grammar: Grammar | Guide | None = None
+        if text is not None:
+            self._grammar = Grammar(shared.pieces, shared.candidates, text)
+        elif guided is not None:
+            self._grammar = Guide(shared.pieces, guided)
         self._adjuster = shared.adjuster()
         self._recent: deque[int] = deque(maxlen=sampling.repeat_last_n if sampling.penalises else 0)
         self._touched: NDArray[np.int32] | None = None
@@ -106,6 +114,10 @@ class Sampler:
     def stateless(self) -> bool:
         """True when a draw depends on the logits and the position alone (no penalties, no grammar)."""
         return self._grammar is None and not self._shared.sampling.penalises
+
+    def guide(self) -> Guide | None:
+        """What llguidance allows here, to be asked ahead of time; None without it."""
+        return self._grammar.clone() if isinstance(self._grammar, Guide) else None
 
     def feed_prompt(self, tokens: Iterable[int]) -> None:
         """Let the penalties see `tokens`. The grammar starts behind them."""
@@ -225,7 +237,7 @@ class Sampler:
         shared.candidates.apply(shared.filters)
         return shared.candidates.ids, shared.candidates.logits.astype(np.float64)
 
-    def _allowed(self, grammar: Grammar, x: NDArray[np.float32]) -> NDArray[Any]:
+    def _allowed(self, grammar: Grammar | Guide, x: NDArray[np.float32]) -> NDArray[Any]:
         """What the grammar leaves: all of it, or enough of the best that top-k cannot see more."""
         top_k = self._shared.sampling.top_k
         if top_k > 0:

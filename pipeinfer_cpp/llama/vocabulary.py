@@ -9,6 +9,7 @@ from functools import cached_property
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.library import apart, lib, log_text, start
+from pipeinfer_cpp.llama.pieces import Pieces
 
 
 class Vocabulary:
@@ -33,8 +34,14 @@ class Vocabulary:
         """Token ids that end a generation."""
         return frozenset(t for t in range(self.size) if lib.llama_vocab_is_eog(self.pointer, t))
 
+    @cached_property
+    def pieces(self) -> Pieces:
+        """What grammars need to know of it. Not to be used once this is closed."""
+        return Pieces(self.pointer, self.size)
+
     def tokenize(self, text: str, *, begin: bool = False, special: bool = True) -> list[int]:
-        """Token ids of the text. `begin`: with the model's own start token, where it wants one.
+        """Token ids of the text. `begin`: with the model's own start token, where it wants one (and never with
+        an end token, which some models ask for: a text is to go on behind its prompt).
         `special`: names of control tokens in the text count as such."""
         self._check_open()
         data = text.encode()
@@ -44,7 +51,15 @@ class Vocabulary:
         if n < 0:
             buffer = (ctypes.c_int32 * -n)()
             n = lib.llama_tokenize(self.pointer, data, len(data), buffer, -n, begin, special)
-        return list(buffer[:n])
+        tokens = list(buffer[:n])
+        if begin and lib.llama_vocab_get_add_eos(self.pointer) and tokens[-1:] == [self.eos]:
+            tokens.pop()  # llama.cpp appended it
+        return tokens
+
+    def control_tokens(self, names: Sequence[str]) -> frozenset[int]:
+        """Those of the names that are a control token's: no text would ever show them."""
+        found = (self.tokenize(name) for name in names)
+        return frozenset(ids[0] for ids in found if len(ids) == 1 and not self.piece(ids[0]))
 
     def piece(self, token: int) -> bytes:
         """The token's bytes (control tokens give none)."""

@@ -139,6 +139,8 @@ class SliceRunner:
                 raise UserError(f"Run {run.id} came without its hidden states: is the stage before it the same model?")
             hidden = self._wire.decode(payload, len(rows), width)
         wanted = np.array([r.draw for r in rows], np.int8) if self.last else None
+        if self._samplers is not None:
+            self._samplers.look_ahead([(r.node, r.parent, r.token) for r in rows if r.draw])
         out = self._ctx.decode(tokens, pos, seq, wanted, hidden)
         if self._stretch:
             left = began + self._stretch(len(rows)) - clock()

@@ -1,0 +1,180 @@
+"""What llguidance allows at a point of a text."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.llama.pieces import Pieces
+from pipeinfer_cpp.llama.schema import names_tokens, reason
+
+_N_MASKS = 64  # that are remembered: 32 KiB each with a vocabulary of 262144
+
+_ENDED = -1
+"""The point behind a token that ends the text: only such tokens may follow."""
+
+
+class Guide:
+    """A schema, regular expression or Lark grammar at one point of a text: which tokens it allows next.
+
+    Clones share one matcher, which moves between their points by taking tokens back. Any thread may use a
+    guide of its own. The first use makes tables of the vocabulary, a second or two with 262144 tokens.
+    """
+
+    def __init__(self, pieces: Pieces, text: str) -> None:
+        """`text`: what `guided_text` returned. Raises UserError where it names tokens that are not there."""
+        self._points = _Points(pieces, text)
+        self._at = 0
+        if names_tokens(text):
+            self._points.check()
+
+    def allowed(self, ids: NDArray[Any]) -> NDArray[np.int32]:
+        """Those of the token `ids` that may come next, in their order."""
+        mask = self._points.mask(self._at)
+        kept: NDArray[np.int32] = ids[(mask[ids >> 3] >> (ids & 7).astype(np.uint8)) & 1 == 1]
+        return kept
+
+    def all_allowed(self) -> NDArray[np.int32]:
+        """All tokens that may come next, ascending."""
+        mask = self._points.mask(self._at)
+        return np.flatnonzero(np.unpackbits(mask, count=self._points.n_vocab, bitorder="little")).astype(np.int32)
+
+    def accept(self, token: int) -> bool:
+        """Go on by `token`. False, and no change, when it is forbidden."""
+        if not self._points.allows(self._at, token):
+            return False
+        self._at = self._points.behind(self._at, token)
+        return True
+
+    def prepare(self) -> None:
+        """Find out now what is allowed here."""
+        self._points.mask(self._at)
+
+    def clone(self) -> Guide:
+        other = object.__new__(Guide)
+        other._points, other._at = self._points, self._at
+        return other
+
+    def close(self) -> None:
+        pass
+
+
+class _Points:
+    """Points of a text by number (0: its beginning), and what is allowed there."""
+
+    def __init__(self, pieces: Pieces, text: str) -> None:
+        self.n_vocab = pieces.n_vocab
+        self._pieces, self._text = pieces, text
+        self._ends = frozenset(pieces.eog.tolist())
+        self._lock = threading.Lock()
+        self._matcher: Any = None
+        self._stands = 0
+        self._points: list[tuple[int, int, int]] = [(-1, -1, 0)]  # point before, token, tokens up to here
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._masks: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+
+    def check(self) -> None:
+        with self._lock:
+            self._open()
+
+    def behind(self, point: int, token: int) -> int:
+        """The point that an allowed token leads to."""
+        if token in self._ends:
+            return _ENDED
+        with self._lock:
+            number = self._numbers.get((point, token))
+            if number is None:
+                number = self._numbers[point, token] = len(self._points)
+                self._points.append((point, token, self._points[point][2] + 1))
+            return number
+
+    def allows(self, point: int, token: int) -> bool:
+        with self._lock:
+            known = point == _ENDED or point in self._masks
+            if not known and token not in self._ends:  # llguidance's own check knows no ends
+                self._open()
+                self._go(point)
+                return bool(self._matcher.validate_tokens([token]) == 1)
+        return bool(self.mask(point)[token >> 3] >> (token & 7) & 1)
+
+    def mask(self, point: int) -> NDArray[np.uint8]:
+        """A bit for each token, the lowest first."""
+        with self._lock:
+            found = self._masks.get(point)
+            if found is None:
+                found = np.zeros((self.n_vocab + 31) // 32 * 4, np.uint8)
+                if point == _ENDED:
+                    for token in self._ends:
+                        found[token >> 3] |= 1 << (token & 7)
+                else:
+                    self._open()
+                    self._go(point)
+                    self._matcher.unsafe_compute_mask_ptr(found.ctypes.data, found.nbytes)
+                    self._still_well()
+                self._masks[point] = found
+                if len(self._masks) > _N_MASKS:
+                    self._masks.popitem(last=False)
+            else:
+                self._masks.move_to_end(point)
+            return found
+
+    def _open(self) -> None:
+        if self._matcher is None:
+            from llguidance import LLMatcher
+
+            matcher = LLMatcher(tokenizer(self._pieces), self._text, log_level=0)
+            if matcher.is_error():
+                raise UserError(f"invalid grammar: {reason(matcher.get_error())}.")
+            self._matcher = matcher
+
+    def _go(self, point: int) -> None:
+        """Move the matcher: back to where the ways part, then on."""
+        here, tokens, back = self._stands, [], 0
+        target = point
+        while here != target:
+            if self._points[here][2] >= self._points[target][2]:
+                here = self._points[here][0]
+                back += 1
+            else:
+                target, token, _ = self._points[target]
+                tokens.append(token)
+        if back:
+            self._matcher.rollback(back)
+        if tokens:
+            self._matcher.consume_tokens(tokens[::-1])
+        self._still_well()
+        self._stands = point
+
+    def _still_well(self) -> None:
+        if self._matcher.is_error():
+            said = reason(self._matcher.get_error())
+            self._matcher, self._stands = None, 0
+            raise PipeInferError(f"The text cannot be kept to its form any further: {said}.")
+
+
+_making = threading.Lock()
+
+
+def tokenizer(pieces: Pieces) -> Any:
+    """llguidance's tables of the vocabulary, made once for each `pieces`."""
+    from llguidance import LLTokenizer
+
+    from pipeinfer_cpp.llama.library import lib
+
+    with _making:
+        if pieces.guidance is None:
+            ends = pieces.eog.tolist()
+            if not ends:
+                raise UserError("This vocabulary has no token that ends a text, so its form cannot be asked for.")
+            function = ctypes.cast(lib.llama_tokenize, ctypes.c_void_p).value
+            make: Any = LLTokenizer
+            pieces.guidance = make.from_llamacpp(
+                tokens=pieces.marked(), vocab_ptr=pieces.vocab, tokenize_fptr=function, eos_token=ends, slices=None
+            )
+        return pieces.guidance

@@ -1,0 +1,131 @@
+"""JSON schemas, regular expressions and Lark grammars for llguidance, checked without a model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.sampling import Sampling
+
+_OPTIONS = {
+    "whitespace_pattern": r"( |\n[ \t]{0,32})",  # models that are lost write spaces without end
+    "json_allowed_escapes": '"\\bfnrt',  # "\u0061" as a name would get round what is said of "a"
+    "lenient": False,
+    "coerce_one_of": False,
+}
+_FORMATS = {
+    *("date-time", "time", "date", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6"),
+    *("uri", "uri-reference", "iri", "iri-reference", "uuid", "uri-template", "json-pointer", "relative-json-pointer"),
+    "regex",
+}
+"""What the standard defines. Other formats (`path`, `password`, `binary`) are remarks, and say nothing of the text."""
+_DECIMAL = r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"
+"""Pydantic's pattern of a Decimal: the look-ahead asks for a digit."""
+_ONE = "additionalProperties", "additionalItems", "items", "not", "if", "then", "else", "contains", "propertyNames"
+_MANY = "allOf", "anyOf", "oneOf", "prefixItems", "items"
+_NAMED = "properties", "patternProperties", "$defs", "definitions", "dependentSchemas"
+
+
+def guided_text(sampling: Sampling) -> str | None:
+    """What llguidance makes of the schema, regular expression or Lark grammar that `sampling` asks for, or None.
+
+    Raises UserError for those that are wrong, or that cannot be kept while a text is written.
+    """
+    if sampling.json_schema is not None:
+        return _checked(_from_schema(sampling.json_schema), "JSON schema")
+    if sampling.regex is not None:
+        return _checked(_matcher().grammar_from_regex(sampling.regex), "regular expression")
+    if sampling.lark is not None:
+        return _checked(_matcher().grammar_from_lark(sampling.lark), "Lark grammar")
+    return None
+
+
+def names_tokens(text: str) -> bool:
+    """Whether only a vocabulary can tell if `text` (of `guided_text`) holds: it names tokens."""
+    return any("no tokenizer" in warning for warning in _matcher().validate_grammar_with_warnings(text)[1])
+
+
+def reason(message: str) -> str:
+    """llguidance's words for what is wrong, as the end of a sentence on one line."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    text = told[0] if told else lines[0] if lines else "llguidance cannot use it"
+    return re.sub(r"^at \d+\(\d+\): ", "", text).rstrip(".")
+
+
+def _matcher() -> Any:
+    from llguidance import LLMatcher  # only where it is needed: workers start sooner so
+
+    return LLMatcher
+
+
+def _checked(text: str, kind: str) -> str:
+    wrong, messages = _matcher().validate_grammar_with_warnings(text)
+    if not wrong:
+        return text
+    if unknown := re.match(r"Unimplemented keys: \[(.*)\]", messages[0]):
+        raise UserError(f"invalid JSON schema: {unknown[1]} cannot be kept while a text is written; leave it out.")
+    if messages[0].startswith("oneOf constraints are not supported"):
+        raise UserError(
+            'invalid JSON schema: "oneOf" cannot be kept where one text may fit several of its schemas; use "anyOf".'
+        )
+    raise UserError(f"invalid {kind}: {reason(messages[0])}.")
+
+
+def _from_schema(text: str) -> str:
+    try:
+        schema = json.loads(text)
+        if schema is False:
+            raise UserError("invalid JSON schema: nothing fits false.")
+        schema = {} if schema is True else schema
+        for part in _parts(schema):
+            _prepare(part)
+        made: str = _matcher().grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
+    except json.JSONDecodeError as error:
+        raise UserError(f"invalid JSON schema: it is not JSON ({error}).") from None
+    except RecursionError:
+        raise UserError("invalid JSON schema: it nests too deeply.") from None
+    except ValueError as error:
+        raise UserError(f"invalid JSON schema: {reason(str(error))}.") from None
+    return made
+
+
+def _parts(schema: Any) -> Iterator[dict[str, Any]]:
+    """The schema and all schemas in it, but for those that are true or false."""
+    if not isinstance(schema, bool | dict):
+        raise UserError('invalid JSON schema: a schema is an object, such as {"type": "object"}.')
+    waiting = [schema]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict):
+            continue
+        yield part
+        waiting += [part[key] for key in _ONE if key in part]
+        waiting += [one for key in _MANY if isinstance(part.get(key), list) for one in part[key]]
+        waiting += [one for key in _NAMED if isinstance(part.get(key), dict) for one in part[key].values()]
+
+
+def _prepare(part: dict[str, Any]) -> None:
+    """Drop what says nothing of the text; refuse what llguidance would not keep."""
+    if str(part.get("format")) not in _FORMATS:
+        part.pop("format", None)
+    if part.get("pattern") == _DECIMAL:
+        part["pattern"] = r"^[+-]?(\d+\.?\d*|\.\d+)$"
+    for key in _FORGOTTEN & part.keys():
+        raise UserError(f'invalid JSON schema: "{key}" cannot be kept while a text is written; leave it out.')
+    least = part.get("minProperties", 0)
+    open_ = part.get("additionalProperties", True) is not False or part.get("patternProperties")
+    required = part.get("required", [])
+    # A name that the schema does not list may be written twice, and counts once.
+    if open_ and isinstance(least, int) and isinstance(required, list) and least > len(set(map(str, required))) + 1:
+        raise UserError(
+            'invalid JSON schema: "minProperties" cannot be kept where names are free; '
+            'list the names in "properties" and set "additionalProperties" to false.'
+        )
+
+
+_FORGOTTEN = {"$recursiveRef", "divisibleBy", "disallow", "extends"}
+"""Keywords of drafts 3 and 2019 that llguidance would pass over."""

@@ -1,0 +1,322 @@
+"""Schemas, regular expressions and Lark grammars: what is written fits by another judge, the rest is refused."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import json
+import re
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jsonschema
+import numpy as np
+import pydantic
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis_jsonschema import from_schema
+from sampler_helpers import demo_vocab, logits_after, text_of, tokens_of
+
+from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.llama.guide import Guide
+from pipeinfer_cpp.llama.pieces import Pieces
+from pipeinfer_cpp.llama.sampler import Sampler
+from pipeinfer_cpp.llama.schema import guided_text
+from pipeinfer_cpp.sampling import Sampling
+
+SCHEMAS: list[Any] = [
+    {"type": "integer", "minimum": 1, "maximum": 10},
+    {"type": ["string", "null"], "enum": ["red", "blue", None]},
+    {"allOf": [{"$ref": "#/$defs/colour"}], "$defs": {"colour": {"enum": ["red", "green"]}}},
+    {"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}}},
+    {"type": "string", "pattern": "^(yes|no)$"},
+    {"type": "string", "pattern": "ab|cd"},
+    {"type": "string", "pattern": r"^\d{2}-\w+$", "maxLength": 12},
+    {"type": "string", "minLength": 2, "maxLength": 4},
+    {"type": "string", "maxLength": 1500},
+    {"type": "array", "items": {}, "minItems": 1, "maxItems": 3},
+    {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "boolean"}], "items": False, "minItems": 2},
+    {"type": "array", "items": True, "maxItems": 2},
+    {"type": "number", "minimum": -1.5, "exclusiveMaximum": 2},
+    {"type": "integer", "multipleOf": 7, "minimum": 10},
+    {"multipleOf": 0.25, "type": "number"},
+    {"const": {"a": [1, 'quoted "text"\n']}},
+    {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}},
+    {"type": "object", "properties": {"a": {"type": "integer"}}},
+    {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "patternProperties": {"^x-": {"type": "boolean"}},
+        "additionalProperties": False,
+    },
+    {"type": "object", "required": ["k"], "minProperties": 2},
+    {"anyOf": [{"type": "string", "maxLength": 2}, {"type": "integer", "maximum": 3}]},
+    {"oneOf": [{"type": "string"}, {"type": "integer"}]},
+    {"allOf": [{"type": "integer"}, {"minimum": 3}, {"maximum": 5}]},
+    {"type": "string", "format": "date"},
+    {"type": "string", "format": "date-time"},
+    {"type": "string", "format": "uuid"},
+    {"type": "string", "format": "ipv4"},
+    {"type": "string", "format": "path"},
+    {"$defs": {"s": {"type": "string"}}, "type": "object", "properties": {"format": {"$ref": "#/$defs/s"}}},
+    True,
+]
+REFUSED: dict[str, str] = {
+    "{": "it is not JSON",
+    "[1]": "a schema is an object",
+    '{"type": "quaternion"}': "quaternion",
+    '{"$ref": "https://example.com/x"}': "example.com",
+    '{"$ref": "#/nowhere"}': "nowhere",
+    '{"type": "string", "pattern": "^(?=a)$"}': "look-around",
+    '{"type": "array", "uniqueItems": true}': '"uniqueItems" cannot be kept',
+    '{"not": {"type": "string"}}': '"not" cannot be kept',
+    '{"if": {}, "then": {}}': '"if", "then" cannot be kept',
+    '{"properties": {"a": {"dependentRequired": {"a": ["b"]}}}}': '"dependentRequired" cannot be kept',
+    '{"x-guidance": {"lenient": true}, "not": {}}': '"not" cannot be kept',
+    '{"oneOf": [{"type": "number"}, {"type": "integer"}]}': '"oneOf" cannot be kept',
+    '{"type": "object", "minProperties": 3}': '"minProperties" cannot be kept',
+    '{"type": "string", "format": "regex"}': "regex",
+    '{"type": "string", "minLength": 5, "maxLength": 2}': "minLength",
+    "false": "false",
+    '{"enum": ["\\ud800"]}': "hex escape",
+    '{"items":' * 5000 + "1" + "}" * 5000: "nests too deeply",
+}
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Cat(pydantic.BaseModel):
+    kind: Literal["cat"]
+    lives: Annotated[int, pydantic.Field(ge=1, le=9)]
+
+
+class Dog(pydantic.BaseModel):
+    kind: Literal["dog"]
+    name: str | None = None
+
+
+class Person(pydantic.BaseModel):
+    name: Annotated[str, pydantic.Field(min_length=1, max_length=20)]
+    age: Annotated[int, pydantic.Field(ge=0, lt=130)]
+    colour: Colour = Colour.RED
+    friends: list[Person] = []
+
+
+class Note(pydantic.BaseModel):
+    title: str
+    count: Annotated[int, pydantic.Field(ge=0)]
+    tags: list[str]
+
+
+class Owner(pydantic.BaseModel):
+    pet: Annotated[Cat | Dog, pydantic.Field(discriminator="kind")]
+    notes: dict[str, int]
+    point: tuple[int, float]
+
+
+class Record(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    id: uuid.UUID
+    made: datetime.datetime
+    day: datetime.date
+    price: decimal.Decimal
+    where: Path
+    secret: pydantic.SecretStr
+    code: Annotated[str, pydantic.Field(pattern=r"^(A|B)\d+$", max_length=5)]
+
+
+MODELS: list[type[pydantic.BaseModel]] = [Cat, Dog, Person, Owner, Record]
+
+
+def sampler(**chosen: Any) -> Sampler:
+    vocab, n_vocab, pieces = demo_vocab()
+    return Sampler(vocab, n_vocab, Sampling(**chosen), pieces=pieces)
+
+
+def written(seed: int, **form: Any) -> str:
+    """A text by logits of chance, with some leaning to what ends it."""
+    ours = sampler(temp=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=seed, **form)
+    tokens: list[int] = []
+    while not tokens or tokens[-1] not in demo_vocab()[2].eog:
+        logits = logits_after((seed, *tokens[-20:]))
+        inside = text_of(tokens, "replace").replace('\\"', "").count('"') % 2
+        logits[tokens_of(",")] += 4 + min(len(tokens) / 8, 12)
+        logits[tokens_of('"' if inside else "}]")] += 4 + len(tokens) / 8
+        logits[[t for c in "abcd0123456789-" for t in tokens_of(c)]] += 3 + min(len(tokens) / 8, 6)
+        logits[2] += 12 + len(tokens) / 8
+        drawn = ours.sample(logits, len(tokens))
+        assert ours.accept(drawn.token)
+        tokens.append(drawn.token)
+        assert len(tokens) < 700
+    return text_of(tokens)
+
+
+def accepts(guide: Guide, text: str) -> bool:
+    there = guide.clone()
+    return all(there.accept(t) for t in tokens_of(text)) and 2 in there.all_allowed()
+
+
+def judge(schema: Any) -> Any:
+    return jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=range(len(SCHEMAS)))
+def test_what_is_written_fits_its_schema(schema: Any) -> None:
+    for seed in range(4):
+        judge(schema).validate(json.loads(written(seed, json_schema=schema)))
+
+
+_guides: dict[str, Guide] = {}
+
+
+def guide_of(schema: Any) -> Guide:
+    key = json.dumps(schema)
+    if key not in _guides:
+        text = guided_text(Sampling(json_schema=schema))
+        assert text is not None
+        _guides[key] = Guide(demo_vocab()[2], text)
+    return _guides[key]
+
+
+PLAIN = [s for s in SCHEMAS if s is not True and s.get("type") in ("integer", "string", "number") and "format" not in s]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_only_what_fits_is_accepted(data: st.DataObject) -> None:
+    """Values for one schema, shown to another: the judge agrees wherever ours lets one pass."""
+    schema = data.draw(st.sampled_from(SCHEMAS))
+    single = st.sampled_from(PLAIN).flatmap(from_schema)
+    named = st.dictionaries(st.sampled_from(["a", "b", "k", "x-1", "next", "format"]), single, max_size=3)
+    value = data.draw(single | named | st.lists(single, max_size=4))
+    if accepts(guide_of(schema), json.dumps(value, ensure_ascii=False)):
+        judge(schema).validate(value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (SCHEMAS[0], "7", "-585858"),
+        (SCHEMAS[1], '"blue"', '"blues"'),
+        (SCHEMAS[2], '"green"', "{}"),
+        (SCHEMAS[3], '{"next": {"next": {}}}', '{"next": 1}'),
+        (SCHEMAS[5], '"xcdx"', '"ac"'),
+        (SCHEMAS[8], json.dumps("x" * 1400), json.dumps("x" * 1501)),
+        (SCHEMAS[17], '{"a": 1, "b": "x"}', '{"\\u0061": "x"}'),
+        (SCHEMAS[27], '"/tmp/x"', "1"),
+        ({}, '{"a":\n  [1, null, {"b": "ü"}]}', '{"a": nul}'),
+        ({"type": "array", "items": {"type": "integer"}}, "[\n" + " " * 32 + "1]", "[\n" + " " * 33 + "1]"),
+    ],
+)
+def test_single_texts(schema: Any, good: str, bad: str) -> None:
+    assert accepts(guide_of(schema), good) and not accepts(guide_of(schema), bad)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_pydantic_models_as_people_write_them(model: type[pydantic.BaseModel]) -> None:
+    for seed in range(3):
+        model.model_validate_json(written(seed, json_schema=model))
+
+
+@pytest.mark.parametrize("schema", REFUSED, ids=range(len(REFUSED)))
+def test_what_cannot_be_kept_is_refused_by_name(schema: str) -> None:
+    with pytest.raises(UserError, match="invalid JSON schema: ") as caught:
+        guided_text(Sampling(json_schema=schema))
+    assert REFUSED[schema] in str(caught.value)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    "regex", [r"[A-Z]{2}-\d{3}", "(yes|no|maybe)", r"^[a-zé]{1,4}@\d{2}\.(org|com)$", "a.c", "[^a-z]{3}"]
+)
+def test_a_text_matches_its_regular_expression(regex: str) -> None:
+    for seed in range(3):
+        assert re.fullmatch(regex, written(seed, regex=regex))
+
+
+def test_lark_grammars_and_the_tokens_that_they_name() -> None:
+    grammar = 'start: greeting " " NAME\ngreeting: "hello" | "bye"\nNAME: /[a-z]{2,5}/'
+    assert re.fullmatch("(hello|bye) [a-z]{2,5}", written(1, lark=grammar))
+    assert sampler(lark="start: <|im_start|>").accept(tokens_of("<|im_start|>")[0])
+    for form, words in [
+        ({"lark": "start: <|nobody|>"}, "nobody"),
+        ({"lark": "start: nothing"}, 'unknown name: "nothing"'),
+        ({"lark": ""}, "Empty grammar"),
+        ({"regex": "["}, "unclosed character class"),
+        ({"regex": "(?=a)b"}, "look-around"),
+    ]:
+        with pytest.raises(UserError, match=r"invalid (Lark grammar|regular expression|grammar): ") as caught:
+            sampler(**form)
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_control_tokens_are_no_text() -> None:
+    ours = sampler(regex=".*")
+    assert not ours.accept(tokens_of("<|im_start|>")[0])
+    assert ours.accept(tokens_of("word")[0])
+
+
+def test_one_form_at_a_time_and_schemas_of_all_kinds() -> None:
+    with pytest.raises(UserError, match="only one of --grammar, --json-schema, --regex, --lark"):
+        Sampling(regex="a", json_schema={}).check()
+    assert Sampling(json_schema={"type": "null"}).json_schema == '{"type": "null"}'
+    assert json.loads(Sampling(json_schema=Cat).json_schema)["properties"]["lives"]["maximum"] == 9
+    with pytest.raises(TypeError, match="json_schema: JSON text, a dict or a Pydantic model"):
+        Sampling(json_schema=object())
+    draft = Sampling(json_schema={}).for_draft(10)
+    assert draft.forms == [] and Sampling(regex="a").for_draft(10).forms == []
+
+
+def test_clones_go_their_own_ways() -> None:
+    """The matcher that they share is moved back and forth, and allows what one of its own would."""
+    text = guided_text(Sampling(json_schema=Person))
+    assert text is not None
+    rng = np.random.default_rng(1)
+    guides: list[tuple[Guide, list[int]]] = [(Guide(demo_vocab()[2], text), [])]
+    for _ in range(120):
+        guide, path = guides[rng.integers(len(guides))]
+        other = guide.clone()
+        token = int(rng.choice(other.all_allowed()))
+        assert other.accept(token)
+        guides.append((other, [*path, token]))
+    for guide, path in guides:
+        fresh = Guide(demo_vocab()[2], text)
+        assert all(fresh.accept(t) for t in path)
+        assert np.array_equal(fresh.all_allowed(), guide.all_allowed())
+
+
+def test_a_token_of_a_vocabulary_of_262144_takes_less_than_0_3_ms() -> None:
+    pieces = wide_vocabulary()
+    text = guided_text(Sampling(json_schema=Note))
+    assert text is not None
+    guide = Guide(pieces, text)
+    tokens = tokens_of('{"title": "Somebody of here", "count": 41, "tags": ["red one", "blue"]}')
+    best = []
+    for _ in range(3):
+        there, began = guide.clone(), time.perf_counter()
+        for token in tokens:
+            guide._points._masks.clear()
+            there.prepare()
+            assert there.accept(token)
+        best.append((time.perf_counter() - began) / len(tokens))
+    assert min(best) < 0.3e-3
+
+
+def wide_vocabulary() -> Pieces:
+    """The demo's, and pairs of its words up to 262144."""
+    vocab, n_vocab, pieces = demo_vocab()
+    wide = Pieces(vocab, 262144)
+    rng = np.random.default_rng(0)
+    words = [text for text in pieces.texts if text.strip(b" abcdefghijklmnopqrstuvwxyz") == b"" and len(text) > 1]
+    more = [b"".join(words[i] for i in pair) for pair in rng.integers(len(words), size=(262144 - n_vocab, 2))]
+    wide.__dict__["texts"], wide.__dict__["eog"] = pieces.texts + more, pieces.eog
+    plain = pieces.marked()
+    wide.marked = lambda: plain + more  # type: ignore[method-assign]
+    return wide
