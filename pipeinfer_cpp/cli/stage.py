@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -78,8 +79,11 @@ def stage(
 
 
 def say(text: str) -> None:
-    """One line about what goes on, with the time."""
-    print(time.strftime("%H:%M:%S"), text, file=sys.stdout, flush=True)
+    """One line about what goes on, with the time. A stage serves on when nobody reads it any more."""
+    try:
+        print(time.strftime("%H:%M:%S"), text, file=sys.stdout, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def is_local(address: str) -> bool:

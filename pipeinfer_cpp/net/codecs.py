@@ -151,7 +151,7 @@ def codec(name: str, width: int) -> Codec:
 def _refuse_infinite(hidden: F32, name: str) -> None:
     if not np.isfinite(hidden).all():
         raise UserError(
-            f"A hidden state is not a finite number, and --wire {name} cannot carry it: the model's file may be damaged."
+            f"A hidden state is not a finite number, which --wire {name} cannot carry: the model's file may be damaged."
         )
 
 
