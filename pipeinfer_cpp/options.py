@@ -29,8 +29,8 @@ class Options:
     wire: codec of the hidden states (see `net.codecs`), one for all links or one each.
     links: emulated ones, from the coordinator to stage 0, between stages, from the last back.
     emulate: nodes and links as slow as this cluster's, in place of stretch, draft_stretch and links.
-    The speculation settings left None come from the pair's entry in models.toml, then from
-    `engine.Settings`.
+    The speculation settings left None come from what `pipeinfer tune` found for the pair on these machines
+    (not where `tuned` is False), then from the pair's entry in models.toml, then from `engine.Settings`.
     """
 
     pair: str | None = None
@@ -64,6 +64,7 @@ class Options:
     links: Sequence[LinkSpeed] | None = None
     emulate: Cluster | None = None
     trace: bool = False
+    tuned: bool = True
 
     def check(self) -> None:
         """Raise UserError for values that cannot be."""

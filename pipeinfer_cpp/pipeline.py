@@ -179,7 +179,7 @@ class Pipeline:
         of the conversation that the stages hold. `reading` is told how many of the prompt's tokens are read, now
         and then until the first token comes, and that all are.
         Raises UserError for a prompt that does not fit the context, and PipeInferError while another
-        generation is under way.
+        generation is under way. `max_tokens` -1: until the end, or until the context is full.
         """
         self._check_alive()
         sampling = sampling_of(sampling)
@@ -189,8 +189,10 @@ class Pipeline:
             tokens = token_ids(prompt, self.vocabulary.size)
         if not tokens:
             raise UserError("The prompt is empty: give it at least one token.")
-        if (max_tokens := whole("max_tokens", max_tokens)) < 1:
-            raise UserError("--max-tokens must be at least 1.")
+        if (max_tokens := whole("max_tokens", max_tokens)) == -1:
+            max_tokens = self.settings.n_ctx  # it ends with the context
+        if max_tokens < 1:
+            raise UserError("--max-tokens must be at least 1, or -1 for as many as the context holds.")
         if len(tokens) >= self.settings.n_ctx:
             raise UserError(
                 f"The prompt has {len(tokens)} tokens and the context {self.settings.n_ctx}: "

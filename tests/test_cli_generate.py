@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 from cli_helpers import Ended, ended, left_by, pipeinfer, started
-from pipeline_helpers import PROMPT, alive, until, worker_pids
+from pipeline_helpers import DRAFT, PROMPT, TARGET, alive, until, worker_pids
 
-GREEDY = ["--temp", "0", "--max-tokens", "16"]
+GREEDY = ["--raw", "--temp", "0", "--max-tokens", "16"]
 LINE = re.compile(
     r"16 tokens · [\d.]+ tokens/s · first after [\d.]+ ms · between [\d.]+ ms \(p99 [\d.]+ ms\) · acceptance [\d.]+ · "
     r"runs \d+ sent / \d+ cancelled / \d+ aborted mid-decode · async, 2 stages · exact"
 )
 CORES = str(os.cpu_count())
-SLOW = ["--stretch", "20", "--max-tokens", "900", "--mode", "off", "--logit-bias", "2-inf", "--threads", CORES]
+SLOW = ["--raw", "--stretch", "20", "--max-tokens", "900", "--mode", "off", "--logit-bias", "2-inf", "--threads", CORES]
 """Slow enough to be interrupted, and with a note on stderr when it begins (threads that share cores)."""
 
 
@@ -55,7 +55,7 @@ def objects(result: Ended) -> dict[str, Any]:
 
 
 KEYS = ["text", "token_ids", "finish_reason", "mode", "stages", "exact", "n_prompt", "n_generated", "ttft_s"]
-KEYS += ["tokens_per_s", "itl_s", "draft", "runs", "wire_bytes_per_token", "memory_mb"]
+KEYS += ["tokens_per_s", "itl_s", "draft", "runs", "wire_bytes_per_token", "memory_mb", "seed"]
 
 
 def test_json_has_these_fields_and_no_others(text: str) -> None:
@@ -100,13 +100,13 @@ def test_a_stop_string_ends_the_text_before_it(text: str) -> None:
 
 
 def test_a_grammar_shapes_the_text() -> None:
-    options = ["--grammar", 'root ::= " yes" | " no"', "--max-tokens", "16", "--seed", "1"]
+    options = ["--raw", "--grammar", 'root ::= " yes" | " no"', "--max-tokens", "16", "--seed", "1"]
     found = objects(pipeinfer("generate", "--prompt", PROMPT, "--json", *options))
     assert found["text"] in (" yes", " no") and found["finish_reason"] == "stop"
 
 
 def test_the_end_of_the_context_is_a_length() -> None:
-    options = ["--ctx-size", "48", "--max-tokens", "500", "--temp", "0", "--logit-bias", "2-inf"]
+    options = ["--raw", "--ctx-size", "48", "--max-tokens", "500", "--temp", "0", "--logit-bias", "2-inf"]
     found = objects(pipeinfer("generate", "--prompt", PROMPT, "--json", *options))
     assert found["finish_reason"] == "length" and found["n_prompt"] + found["n_generated"] == 48
 
@@ -184,8 +184,46 @@ def test_a_reader_that_leaves_ends_it() -> None:
     process.stdout.read1(1)
     process.stdout.close()
     try:
-        assert process.wait(20) != 0
+        assert process.wait(20) == 141
     except subprocess.TimeoutExpired:
         process.kill()
         raise
     assert b"Error" not in process.stderr.read() and not left_by(process.pid)
+
+
+def test_a_question_is_put_in_the_chat_template() -> None:
+    """As an argument and through a pipe; --raw continues it."""
+    options = ["--temp", "0", "--json", "-n", "24"]
+    given = pipeinfer("generate", "Tell me about a fox", *options)
+    piped = pipeinfer("generate", *options, given=b"\xef\xbb\xbfTell me about a fox\r\n")
+    raw = pipeinfer("generate", "Tell me about a fox", "--raw", *options)
+    asked, other = objects(given), objects(raw)
+    assert asked["text"] == objects(piped)["text"] != other["text"] and asked["n_prompt"] > other["n_prompt"]
+    assert "chat template is used" in given.err + pipeinfer("generate", "Hi", "-n", "1").err
+    assert "chat template" not in raw.err
+
+
+def test_a_cut_text_says_so_and_minus_one_goes_on_to_the_end() -> None:
+    cut = pipeinfer("generate", "-p", PROMPT, "--raw", "--temp", "0", "-n", "5")
+    assert "was cut at 5 tokens: -n allows more" in cut.err
+    full = pipeinfer(
+        "generate", "-p", PROMPT, "--raw", "--temp", "0", "-n", "-1", "-c", "48", "--json", "--logit-bias", "2-inf"
+    )
+    assert "the context of 48 tokens is full" in full.err
+    assert objects(full)["n_prompt"] + objects(full)["n_generated"] == 48
+
+
+def test_no_token_says_why() -> None:
+    result = pipeinfer("generate", "-p", PROMPT, "--raw", "--temp", "0", "--grammar", 'root ::= ""')
+    assert result.out == "\n" and "ended its text at once" in result.err
+
+
+def test_the_names_of_llama_cpp(text: str) -> None:
+    options = ["-m", TARGET, "-md", DRAFT, "-c", "256", "-t", "1", "-s", "3", "-ngl", "0"]
+    result = pipeinfer("generate", "-p", PROMPT, *GREEDY, *options)
+    assert (result.code, result.out) == (0, text + "\n"), result.err
+
+
+def test_seed_minus_one_is_random_and_named() -> None:
+    seeds = [objects(pipeinfer("generate", "Hi", "--json", "-n", "1", "--seed", "-1"))["seed"] for _ in range(2)]
+    assert seeds[0] != seeds[1] and -1 not in seeds

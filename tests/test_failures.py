@@ -70,6 +70,14 @@ def test_the_last_output_of_a_dead_stage_is_shown() -> None:
             generation.wait()
 
 
+def test_a_stage_whose_slice_cannot_be_read_says_where_to_look() -> None:
+    with local(stages=1, draft=None) as p:
+        generation = p.generate(PROMPT, max_tokens=900, sampling=GREEDY)
+        os.kill(stage_pid(p, 0), signal.SIGBUS)
+        with pytest.raises(PipeInferError, match=r"killed by signal 7: .* the file system of the cache is full"):
+            generation.wait()
+
+
 def test_a_stage_that_is_frozen_is_told_and_goes_on_where_it_was() -> None:
     """Silence is not death: a process of ours lives as long as its pid does."""
     with local(stages=2, draft=None, stretch=Stretch(0.01)) as p:
@@ -234,12 +242,13 @@ def test_a_pipeline_that_cannot_open_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="stage"):
         local(stages=13)
     # The headers are fine and llama.cpp itself refuses, when all processes run already.
-    with pytest.raises(UserError, match=r"draft\.gguf|draft worker"):
+    with pytest.raises(UserError, match=r"draft\.gguf|draft worker") as caught:
         broken = bytearray(DRAFT.read_bytes())
         at = broken.index(b"attention.head_count\0"[:-1]) + len(b"attention.head_count") + 4
         broken[at : at + 4] = (7).to_bytes(4, "little")
         bad.write_bytes(bytes(broken))
         local(stages=2, draft=bad)
+    assert "ipc:" not in str(caught.value) and "refuses" in str(caught.value)
     assert not worker_pids()
     assert not folders()
     assert threading.active_count() == threads

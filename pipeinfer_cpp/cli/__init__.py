@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -9,9 +11,16 @@ from typing import NoReturn
 
 __all__ = ["main", "run"]
 
+_SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
+_SURROUNDINGS |= {errno.ENFILE, errno.ENAMETOOLONG}
+"""What the machine refuses, and no mistake of ours."""
+
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    from pipeinfer_cpp.cli.streams import ready
+
+    ready()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -27,11 +36,13 @@ def run(args: Sequence[str]) -> int:
                 return ended.code if isinstance(ended.code, int) else 1
             except KeyboardInterrupt:
                 return 130
-            except BrokenPipeError:
-                _drop_stdout()
-                return 141
             except Exception as error:
-                return _explain(error)
+                if _nobody_reads(error):
+                    from pipeinfer_cpp.cli.streams import drop_stdout
+
+                    drop_stdout()
+                    return 141
+                return _explain(error, args)
     except KeyboardInterrupt:  # before or behind everything
         return 130
 
@@ -51,8 +62,14 @@ def _invoke(args: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _explain(error: Exception) -> int:
-    """One line on stderr. Returns the exit code."""
+def _nobody_reads(error: BaseException) -> bool:
+    from pipeinfer_cpp.cli.app import ReaderLeft
+
+    return isinstance(error, (BrokenPipeError, ReaderLeft))
+
+
+def _explain(error: Exception, args: Sequence[str]) -> int:
+    """One line on stderr; on a terminal it is broken between words. Returns the exit code."""
     from pipeinfer_cpp.errors import PipeInferError
 
     if os.environ.get("PIPEINFER_DEBUG"):
@@ -65,19 +82,47 @@ def _explain(error: Exception) -> int:
     elif isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
         text, code = "There is text on the command line that is not UTF-8.", 2
     elif usage is not None:
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else "pipeinfer"
+        from pipeinfer_cpp.cli.spelling import usage_line
+
         if not usage():  # no command: the help was shown
             return 2
-        text, code = f"{usage().rstrip('.')}. See `{path} --help`.", getattr(error, "exit_code", 2)
+        text, code = usage_line(error), getattr(error, "exit_code", 2)
+    elif isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+        text, code = _refused(error), 1
     else:
-        hint = "Set PIPEINFER_DEBUG=1 to see where."
-        text, code = f"unexpected {type(error).__name__}: {error}. {hint}", 1
-    print("Error:", " ".join(text.split()), file=sys.stderr)
+        text, code = f"This is a mistake in pipeinfer ({type(error).__name__}: {error}). {_reported(error, args)}", 1
+    text = f"Error: {' '.join(text.split())}"
+    with contextlib.suppress(OSError):  # stderr may be on the full disk too
+        if sys.stderr is not None and sys.stderr.isatty():
+            from pipeinfer_cpp.ui.consoles import err
+            from pipeinfer_cpp.ui.wrapping import filled
+
+            text = filled(text, err().width)
+        print(text, file=sys.stderr, flush=True)
     return int(code)
 
 
-def _drop_stdout() -> None:
-    """Nobody reads any more: what is still buffered must not fail again at exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+def _refused(error: OSError) -> str:
+    """What the machine does not allow, and of what."""
+    from pipeinfer_cpp.cli.streams import drop_stdout
+
+    advice = ""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        advice = " Allow more with `ulimit -n 4096`."
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}.{advice}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # of no file: it was stdout
+        drop_stdout()
+        return f"The output cannot be written: {error.strerror}."
+    return f"{error.strerror}.{advice}"
+
+
+def _reported(error: Exception, args: Sequence[str]) -> str:
+    """Where the report is."""
+    from pipeinfer_cpp.cli.report import reports_dir, write_report
+
+    try:
+        return f"What is known of it is in {write_report(error, args)}: please send that along when you tell of it."
+    except Exception as reason:
+        why = getattr(reason, "strerror", None) or type(reason).__name__
+        return f"No report could be written to {reports_dir()} ({why}); with PIPEINFER_DEBUG=1 it is shown."

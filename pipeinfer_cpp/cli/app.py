@@ -6,11 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeinfer_cpp.cli.help import Brief, Group, ReaderLeft
+
+__all__ = ["ReaderLeft", "app", "command"]
+
+_DAILY, _MACHINES, _LAB = "Every day", "Several machines", "The lab"
+
 app = typer.Typer(
     name="pipeinfer",
+    cls=Group,
     help="Big models in slices on several llama.cpp processes, sped up by asynchronous pipelined speculation.",
+    epilog="`pipeinfer COMMAND --help` says more. --version: the versions.\n"
+    "--install-completion: Tab completes commands and options in your shell.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -38,16 +46,25 @@ def command() -> Any:
     """The whole command as click has it."""
     from pipeinfer_cpp.cli import bench, chat, doctor, generate, models, simulate, slicing, stage, trace, tune, verify
 
-    if not app.registered_commands:
-        app.command("chat")(chat.chat)
-        app.command("generate")(generate.generate)
-        app.command("stage")(stage.stage)
-        app.command("slice")(slicing.cut)
-        app.add_typer(models.app, name="models")
-        app.command("verify")(verify.verify)
-        app.command("bench")(bench.bench)
-        app.command("tune")(tune.tune)
-        app.command("simulate")(simulate.simulate)
-        app.command("trace")(trace.trace)
-        app.command("doctor")(doctor.doctor)
+    if app.registered_commands:
+        return typer.main.get_command(app)
+
+    def add(name: str, function: Any, panel: str, short: str, **more: Any) -> None:
+        app.command(name, short_help=short, rich_help_panel=panel, **more)(function)
+
+    examples = "pipeinfer chat --pair qwen3-8b\npipeinfer chat -m unsloth/Qwen3-4B-Instruct-2507-GGUF:Q4_K_M"
+    add("chat", chat.chat, _DAILY, "Chat with a model", cls=Brief, epilog=examples)
+    examples = 'pipeinfer generate "Why is the sky blue?"\necho "Why is the sky blue?" | pipeinfer generate -n -1'
+    short = "One answer to one prompt, for scripts and pipes"
+    add("generate", generate.generate, _DAILY, short, cls=Brief, epilog=examples)
+    short = "List, inspect, fetch and remove models"
+    app.add_typer(models.app, name="models", short_help=short, rich_help_panel=_DAILY)
+    add("doctor", doctor.doctor, _DAILY, "What is installed, and whether it works")
+    add("stage", stage.stage, _MACHINES, "Serve a part of a model's layers from this machine")
+    add("slice", slicing.cut, _MACHINES, "Cut a model ahead of its first start")
+    add("bench", bench.bench, _LAB, "Modes side by side on this cluster")
+    add("tune", tune.tune, _LAB, "The best settings for a pair on this cluster")
+    add("simulate", simulate.simulate, _LAB, "A cluster in virtual time, before it is bought")
+    add("verify", verify.verify, _LAB, "What rounding the hidden states changes")
+    add("trace", trace.trace, _LAB, "Draw what generate --trace has written")
     return typer.main.get_command(app)

@@ -32,6 +32,8 @@ class PipelineOptions:
     target: Annotated[
         Path | None,
         typer.Option(
+            "--target",
+            "-m",
             help="The target model: a GGUF, or its name on Hugging Face (the default quantisation is Q4_K_M).",
             metavar="FILE|OWNER/REPO:QUANT",
             rich_help_panel=_MODELS,
@@ -39,7 +41,13 @@ class PipelineOptions:
     ] = None
     draft: Annotated[
         Path | None,
-        typer.Option(help="Its draft model, named likewise.", metavar="FILE|OWNER/REPO:QUANT", rich_help_panel=_MODELS),
+        typer.Option(
+            "--draft",
+            "-md",
+            help="Its draft model, named likewise.",
+            metavar="FILE|OWNER/REPO:QUANT",
+            rich_help_panel=_MODELS,
+        ),
     ] = None
     models: Annotated[
         Path | None, typer.Option(help="A further models.toml.", metavar="FILE", rich_help_panel=_MODELS)
@@ -64,11 +72,16 @@ class PipelineOptions:
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(help="Threads of each process (default: the cores, shared out).", rich_help_panel=_PIPELINE),
+        typer.Option(
+            "--threads", "-t", help="Threads of each process (default: the cores, shared out).",
+            rich_help_panel=_PIPELINE,
+        ),
     ] = None
     ctx_size: Annotated[
         int | None,
         typer.Option(
+            "--ctx-size",
+            "-c",
             help="Positions a conversation can have, 0: what the model was trained for (default: as much of that "
             "as fits well into memory).",
             rich_help_panel=_PIPELINE,
@@ -82,7 +95,10 @@ class PipelineOptions:
         bool, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.", rich_help_panel=_PIPELINE)
     ] = True
     gpu_layers: Annotated[
-        int, typer.Option(help="Layers of each slice on the GPU (-1: all).", rich_help_panel=_PIPELINE)
+        int,
+        typer.Option(
+            "--gpu-layers", "-ngl", help="Layers of each slice on the GPU (-1: all).", rich_help_panel=_PIPELINE
+        ),
     ] = 0
     wire: Annotated[
         str,
@@ -240,13 +256,20 @@ class SamplingOptions:
     seed: Annotated[
         int | None,
         typer.Option(
-            help="One seed gives one text, in every mode and split (default: random).", rich_help_panel=_SAMPLING
+            "--seed",
+            "-s",
+            help="One seed gives one text, in every mode and split (-1, the default: a random one).",
+            rich_help_panel=_SAMPLING,
         ),
     ] = None
     stop: Annotated[
         list[str] | None,
         typer.Option(help="Text at which the generation ends (repeatable).", metavar="TEXT", rich_help_panel=_SAMPLING),
     ] = None
+
+    @property
+    def seed_is_random(self) -> bool:
+        return self.seed is None or self.seed == -1
 
     def sampling(self) -> Sampling:
         """Checked; with a random seed where none was given."""
@@ -260,7 +283,7 @@ class SamplingOptions:
             logit_bias=parsing.logit_bias(self.logit_bias or ()),
             grammar=parsing.text_or_file(self.grammar, self.grammar_file, "--grammar"),
             json_schema=parsing.text_or_file(self.json_schema, self.json_schema_file, "--json-schema"),
-            seed=secrets.randbits(31) if self.seed is None else self.seed,
+            seed=secrets.randbits(31) if self.seed_is_random else self.seed,
         )
         if not -(2**63) <= plain["seed"] < 2**64:
             raise UserError("--seed must be a number of at most 64 bits.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -14,17 +14,29 @@ from pipeinfer_cpp.cli.common import PipelineOptions, SamplingOptions
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.errors import PipeInferError, UserError
 
+if TYPE_CHECKING:
+    from pipeinfer_cpp.pipeline import Pipeline
+    from pipeinfer_cpp.results import Result
+
 
 @with_options(PipelineOptions, SamplingOptions)
 def generate(
     pipeline_options: PipelineOptions,
     sampling_options: SamplingOptions,
-    source: Annotated[str | None, typer.Argument(metavar="[-]", help="- reads the prompt from stdin.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT|-]", help="The prompt; - (or a pipe) reads it from stdin.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt.", metavar="TEXT")] = None,
     prompt_file: Annotated[
         Path | None, typer.Option("--prompt-file", "-f", help="The prompt's file.", metavar="FILE")
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")] = 256,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is, without the model's chat template.")
+    ] = False,
+    max_tokens: Annotated[
+        int,
+        typer.Option("--max-tokens", "-n", help="Tokens to generate at most (-1: until the end, or the context's)."),
+    ] = 256,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout at the end, and nothing else there.")
     ] = False,
@@ -33,10 +45,10 @@ def generate(
         typer.Option(help="Write a Chrome trace (for Perfetto or chrome://tracing) of the run.", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Generate text behind a prompt, as the tokens come. Ctrl-C ends it and keeps what is there."""
+    """Answer a prompt; without a chat template, continue it. Ctrl-C keeps the text."""
     text = _prompt(source, prompt, prompt_file)
-    if max_tokens < 1:
-        raise UserError("--max-tokens must be at least 1.")
+    if max_tokens < 1 and max_tokens != -1:
+        raise UserError("--max-tokens must be at least 1, or -1 for as many as the context holds.")
     sampling = sampling_options.sampling()
     options = pipeline_options.options(trace=trace is not None)
     if trace is not None:
@@ -44,18 +56,22 @@ def generate(
 
     from pipeinfer_cpp.cli.opened import opened
     from pipeinfer_cpp.cli.signals import OneInterrupt
+    from pipeinfer_cpp.cli.streams import write_bytes
     from pipeinfer_cpp.ui.consoles import notice, warn, writer
     from pipeinfer_cpp.ui.progress import reading
 
     write = (lambda _text: None) if as_json else writer()
     with opened(options, drafts="tell") as pipeline, OneInterrupt() as interrupt, reading() as report:
+        asked = text if raw else _asked(pipeline, text)
         generation = pipeline.generate(
-            text, max_tokens=max_tokens, sampling=sampling, stop=tuple(sampling_options.stop or ()), reading=report
+            asked, max_tokens=max_tokens, sampling=sampling, stop=tuple(sampling_options.stop or ()), reading=report
         )
         shown = 0
         try:
             for warning in pipeline.warnings:
                 warn(warning)
+            if asked is not text:
+                notice("The model's chat template is used: --raw continues the text as it is.")
             for token in generation:
                 shown += len(token.text)
                 write(token.text)
@@ -66,15 +82,15 @@ def generate(
             raise
         result = generation.wait()
         if as_json:
-            fields = msgspec.structs.asdict(result)
+            fields = msgspec.structs.asdict(result) | {"seed": sampling.seed}
             del fields["warnings"]
-            sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
+            write_bytes(msgspec.json.encode(fields) + b"\n")
         else:
             write(result.text[shown:] + "\n")  # with what was there when it was cancelled
-        for warning in result.warnings:
+        for warning in [*result.warnings, *_ending(result, max_tokens)]:
             warn(warning)
         if not as_json:
-            seed = f" · seed {sampling.seed}" if sampling_options.seed is None and not sampling.greedy else ""
+            seed = f" · seed {sampling.seed}" if sampling_options.seed_is_random and not sampling.greedy else ""
             notice(result.line() + seed)
         if trace is not None:
             pipeline.write_trace(trace)
@@ -84,20 +100,45 @@ def generate(
 
 def _prompt(source: str | None, prompt: str | None, prompt_file: Path | None) -> str:
     """The prompt's text, without the one line break that ends a file."""
-    if source is not None and source != "-":
-        raise UserError(f"{source!r} is not an argument: give the prompt with --prompt, or - to read stdin.")
-    if sum(given is not None for given in (source, prompt, prompt_file)) != 1:
-        raise UserError("Give one prompt: --prompt TEXT, --prompt-file FILE, or - to read stdin.")
-    if source == "-" or prompt == "-" or str(prompt_file) == "-":
-        try:
-            text = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError:
-            raise UserError("The prompt on stdin is not UTF-8 text.") from None
+    given = [value for value in (source, prompt, prompt_file) if value is not None]
+    piped = not given and not sys.stdin.isatty()
+    one = "Give one prompt: as an argument, with --prompt TEXT or --prompt-file FILE, or through a pipe."
+    if len(given) > 1 or not (given or piped):
+        raise UserError(one)
+    if piped or str(given[0]) == "-":
+        text = parsing.text_in(sys.stdin.buffer.read(), "The prompt on stdin")
     elif prompt_file is not None:
         text = parsing.text_of(prompt_file, "--prompt-file")
     else:
-        return str(prompt)
-    return text.removesuffix("\n").removesuffix("\r")
+        return str(given[0])
+    if piped and not text:
+        raise UserError(one)
+    return text.removesuffix("\n")
+
+
+def _asked(pipeline: Pipeline, text: str) -> str | list[int]:
+    """The tokens of a question, where the model has a chat template; else the text, to be continued."""
+    from pipeinfer_cpp.cli.chat import template_of
+    from pipeinfer_cpp.conversation import Conversation
+
+    plan = pipeline.plan
+    if not text or not (plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)):
+        return text
+    template = template_of(plan.target, plan.pair, pipeline.vocabulary, None, {})
+    conversation = Conversation(template, pipeline.vocabulary, pipeline.settings.n_ctx)
+    return conversation.ask(text, reserve=1).tokens
+
+
+def _ending(result: Result, max_tokens: int) -> list[str]:
+    """Why there is no text, or no more of it, where that is not what was asked for."""
+    if result.finish_reason == "length":
+        if result.n_generated == max_tokens:
+            return [f"the text was cut at {max_tokens} tokens: -n allows more, -n -1 as many as the context holds."]
+        n_ctx = result.n_prompt + result.n_generated
+        return [f"the text was cut where the context of {n_ctx} tokens is full: a larger --ctx-size holds more."]
+    if result.finish_reason == "stop" and not result.text:
+        return ["the model ended its text at once: it has nothing to say behind this prompt."]
+    return []
 
 
 def _check_writable(path: Path) -> None:

@@ -20,8 +20,9 @@ def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none") ->
     """Opened with bars, closed whatever happens, without interruption. Models that are named as on Hugging Face
     are fetched first; `drafts`: whether a draft that is here is offered where none was named."""
     options = with_files(options)
+    hint = None
     if drafts != "none":
-        options = with_draft(options, ask=drafts == "ask")
+        options, hint = with_draft(options, ask=drafts == "ask")
     options.check()
     crew = Crew.of(options)  # before what takes long to import
     try:
@@ -37,6 +38,8 @@ def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none") ->
         pipeline = Pipeline(options, report, crew)
     pipeline.on_notice = notice
     try:
+        if hint is not None:
+            notice(hint)
         yield pipeline
     finally:
         with undisturbed():

@@ -52,11 +52,18 @@ def names(texts: Sequence[str]) -> tuple[str, ...]:
 def text_of(path: Path, option: str) -> str:
     """The file's text."""
     try:
-        return path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{option} {path} cannot be read: {error.strerror}.") from None
+    return text_in(data, f"{option} {path}")
+
+
+def text_in(data: bytes, what: str) -> str:
+    """Text of a file or of stdin: UTF-8, without the mark at its beginning, its lines ended by a line feed."""
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
-        raise UserError(f"{option} {path} is not UTF-8 text.") from None
+        raise UserError(f"{what} is not UTF-8 text.") from None
 
 
 def text_or_file(text: str | None, path: Path | None, option: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from pipeinfer_cpp.cli.streams import drop_stdout
 from pipeinfer_cpp.errors import UserError
 
 
@@ -26,11 +26,19 @@ def stage(
     ] = False,
     target: Annotated[
         Path | None,
-        typer.Option(help="This machine's copy of the model: a GGUF, or its name.", metavar="FILE|OWNER/REPO:QUANT"),
+        typer.Option(
+            "--target",
+            "-m",
+            help="This machine's copy of the model: a GGUF, or its name.",
+            metavar="FILE|OWNER/REPO:QUANT",
+        ),
     ] = None,
     pair: Annotated[str | None, typer.Option(help="Or the pair that has it.", metavar="NAME")] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads (default: what the coordinator says, else all cores).")
+        int | None,
+        typer.Option(
+            "--threads", "-t", min=1, max=512, help="Threads (default: what the coordinator says, else all cores)."
+        ),
     ] = None,
     models: Annotated[Path | None, typer.Option(help="A further models.toml.", metavar="FILE")] = None,
 ) -> None:
@@ -40,7 +48,7 @@ def stage(
     check_address(listen)
     if not insecure and not is_local(listen):
         raise UserError(
-            f"{listen} can be reached from other machines, and nothing there is encrypted or asks who comes: "
+            f"{listen} can be reached from other machines, and nothing there is encrypted or protected by a password: "
             "type --insecure if you trust that network."
         )
     own = _own(target, pair, models)
@@ -79,11 +87,11 @@ def stage(
 
 
 def say(text: str) -> None:
-    """One line about what goes on, with the time. A stage serves on when nobody reads it any more."""
+    """One line about what goes on, with the time."""
     try:
         print(time.strftime("%H:%M:%S"), text, file=sys.stdout, flush=True)
-    except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    except OSError:  # whoever read this has gone, or the disk is full: the stage goes on
+        drop_stdout()
 
 
 def is_local(address: str) -> bool:

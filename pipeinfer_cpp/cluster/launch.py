@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -102,6 +103,8 @@ class Process:
         if code is None:
             return None
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        if code == -signal.SIGBUS:  # a page of a mapped file could not be had
+            return f"{how}: a file that it reads became shorter, or the file system of the cache is full or fails"
         said = self.last_output()
         return f"{how}; its last output: {said}" if said else f"{how} and said nothing"
 

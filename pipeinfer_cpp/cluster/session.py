@@ -55,6 +55,11 @@ class Peer:
     def remote(self) -> bool:
         return self.process is None
 
+    @property
+    def title(self) -> str:
+        """Its name, and its address where that says something to people."""
+        return f"{self.name} at {self.address}" if self.remote else self.name
+
     def check(self) -> None:
         """Raise WorkerDied when it is gone, naming it and its last output."""
         death = self.process.death() if self.process else None
@@ -66,7 +71,7 @@ class Peer:
                 time.sleep(0.05)  # the socket closes a moment before the process is reaped
                 death = self.process.death() or "does not answer any more, though its process is there"
                 raise WorkerDied(f"{self.name} {death}.")
-            raise WorkerDied(f"{self.name} at {self.address} is gone: see what it printed on its machine.")
+            raise WorkerDied(f"{self.title} is gone: see what it printed on its machine.")
 
     def hello(self, session: str) -> None:
         """Begin to greet it. Say this to all before the first answer is waited for."""
@@ -110,15 +115,16 @@ class Peer:
             if self.process is not None and waited > QUIET and self.process.stopped():
                 raise WorkerDied(f"{self.name} was suspended before it was ready: start again.")
             if waited > timeout:
-                raise UserError(
-                    f"{self.name} at {self.address} does not answer: is it running, and is the address right?"
-                )
+                if not self.remote:
+                    late = f"{self.name} did not answer within {timeout:.0f} s"
+                    raise PipeInferError(f"{late}: is this machine very busy?")
+                raise UserError(f"{self.title} does not answer: is it running, and is the address right?")
 
     def heed(self, message: Message) -> None:
         """Raise what it says of a failure, as this peer's."""
         match message:
             case Refuse(reason, user) | Failed(reason, user):
-                sentence = f"{self.name} at {self.address} refuses: {reason.rstrip('.')}."
+                sentence = f"{self.title} refuses: {reason.rstrip('.')}."
                 raise (UserError if user else PipeInferError)(sentence)
 
     def close(self) -> None:
