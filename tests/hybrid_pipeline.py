@@ -88,7 +88,7 @@ class Hybrid:
         """Of each accepted row: the largest difference from the reference."""
         self.text, self.reference, self.rng = list(text), reference, rng
         self.engine = Engine(settings, [CostCurve.linear(0.01)] * len(slices))
-        self.engine.speculation.governor.token = lambda now: None  # type: ignore[method-assign]  # time is made up here
+        self.engine.speculation.governor.token = lambda now, ahead=False: None  # type: ignore[method-assign]  # time is made up here
         contexts = [SliceContext(path, **CONTEXT) for path in slices]
         assert all(context.checkpointed for context in contexts)
         self.stages = [Stage(context, Checkpoints(context)) for context in contexts]

@@ -63,7 +63,7 @@ def test_the_last_output_of_a_dead_stage_is_shown() -> None:
         process = p.driver._stages[0].process
         assert process is not None
         with process._log.open("a") as log:
-            log.write("GGML_ASSERT(rows > 0) failed\n")
+            log.write("GGML_ASSERT(rows > 0) failed\n" + "".join(f"#{n} 0x7f in frame ()\n" for n in range(9)))
         generation = p.generate(PROMPT, max_tokens=900, sampling=GREEDY)
         os.kill(process.pid, signal.SIGABRT)
         with pytest.raises(PipeInferError, match=r"signal 6; its last output: .*GGML_ASSERT\(rows > 0\) failed"):

@@ -32,7 +32,6 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 near = self._listener.accept()[0]
-                near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
                 far = socket.create_connection(("127.0.0.1", self._to))
                 self._sockets += [near, far]
                 for one, other, rate in ((near, far, True), (far, near, False)):
@@ -83,18 +82,16 @@ LONG = PROMPT + " and then there was" * 12
 def test_a_message_may_take_longer_than_any_heartbeat(
     pair: list[HandStage], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One chunk's hidden states take over 4 s each, with a patience of 2."""
-    with between(pair, proxy, monkeypatch, patience=2.0) as p:
+    """A chunk's hidden states take longer than a run without any progress may: each piece of them is progress."""
+    with between(pair, proxy, monkeypatch, patience=1.0) as p:
         expected = text_of(p, LONG, n=6)
-        width = p.plan.target.fields["llama.embedding_length"] if hasattr(p.plan.target, "fields") else 0
         p.forget()
         before = proxy.passed
         proxy.rate = 12_000
         began = time.monotonic()
-        generation = p.generate(LONG, max_tokens=6, sampling=GREEDY)
-        assert generation.wait(60).text == expected, width
+        assert p.generate(LONG, max_tokens=6, sampling=GREEDY).wait(60).text == expected
         print(f"{proxy.passed - before} bytes in {time.monotonic() - began:.1f} s")
-        assert time.monotonic() - began > 4
+        assert time.monotonic() - began > 7  # six times the patience, and more
 
 
 def test_a_stall_is_no_loss(pair: list[HandStage], proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:

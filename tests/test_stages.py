@@ -294,3 +294,19 @@ def test_a_stage_welcomes_once(pair: list[HandStage]) -> None:
         assert isinstance(first.hello(session="a"), Welcome)  # said twice by the same one: no harm
         assert isinstance(second.hello(session="b"), Refuse)
     assert until(lambda: is_free(pair[0]), 3) < 3
+
+
+def test_a_stage_whose_reader_went_away_serves_on() -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "pipeinfer_cpp", "stage", "--listen", address, "--target", str(TARGET)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    try:
+        assert process.stdout is not None and b"waiting" in process.stdout.readline()
+        process.stdout.close()
+        for _ in range(2):
+            with local(stages=[address], draft=None) as p:
+                assert text_of(p, n=4)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()

@@ -187,6 +187,8 @@ class Driver:
                 if self.trace is not None:
                     self.trace.instant("coordinator", f"back {run}", clock(), run=run, dead=dead)
                 self._feed(ev.RunDone(run, () if dead else draws))
+            case msg.Progress():  # a part of something large has come in
+                self._moved = clock()
             case msg.StageReady():
                 self._stage_ready(peer, message)
             case msg.Drafted():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,12 @@ from pathlib import Path
 from typing import ClassVar
 
 _PREFIX = "pipeinfer-"
+_DECISIVE = re.compile(
+    r"GGML_ASSERT|GGML_ABORT|terminate called|what\(\):|assert|duplicate|out of memory|bad_alloc|"
+    r"\b(error|fatal|failed|invalid|abort(ed)?)\b|^\w*(Error|Exception)\b",
+    re.IGNORECASE,
+)
+"""Lines of a worker's log that say why it ended; behind them there may be a debugger's or an interpreter's tail."""
 
 
 class SocketDir:
@@ -108,9 +115,11 @@ class Process:
         return False
 
     def last_output(self, n_lines: int = 3) -> str:
+        """What decided its end, where the log has such lines; else the last ones."""
         with contextlib.suppress(OSError):
-            lines = self._log.read_text(errors="replace").strip().splitlines()
-            return " | ".join(lines[-n_lines:])
+            lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+            decisive = [line for line in lines if _DECISIVE.search(line)]
+            return " | ".join((decisive or lines)[-n_lines:])
         return ""
 
     def kill(self) -> None:

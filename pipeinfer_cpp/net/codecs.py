@@ -56,6 +56,7 @@ class _F16:
 
     def encode(self, hidden: F32) -> memoryview:
         largest = float(np.abs(hidden).max(initial=0.0))
+        _refuse_infinite(hidden, self.name)
         if not largest < 65520.0:
             raise UserError(
                 f"A hidden state of {largest:.0f} does not fit --wire f16 (at most 65504): use --wire bf16 or q8."
@@ -149,7 +150,9 @@ def codec(name: str, width: int) -> Codec:
 
 def _refuse_infinite(hidden: F32, name: str) -> None:
     if not np.isfinite(hidden).all():
-        raise UserError(f"A hidden state is not a finite number: --wire {name} cannot carry it, --wire f32 can.")
+        raise UserError(
+            f"A hidden state is not a finite number, which --wire {name} cannot carry: the model's file may be damaged."
+        )
 
 
 def _quantise(x: F32, steps: int) -> tuple[F32, NDArray[np.uint16]]:

@@ -181,6 +181,10 @@ class RunHeader(Message, frozen=True):
         return 40 + 12 * len(self.ops) + 16 * len(self.rows)
 
 
+class Piece(Message, frozen=True):
+    """The second frame is a part of the payload of the message that follows: the receiver sees that something comes."""
+
+
 class Cancel(Message, frozen=True):
     """These runs are dead. Overtakes them."""
 
@@ -297,6 +301,7 @@ ToWorker = (
     | LoadSlice
     | LoadDraft
     | RunHeader
+    | Piece
     | Cancel
     | DraftTurn
     | DraftReset

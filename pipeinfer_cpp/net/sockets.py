@@ -23,12 +23,16 @@ import msgspec
 import zmq
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.net.messages import Message
+from pipeinfer_cpp.net.messages import Message, Piece
 
 T = TypeVar("T")
 
 ACTIVE_S = 0.01
 """How long an active wait goes on before it sleeps."""
+PIECE = 16384
+"""Bytes of payload that one message over TCP carries; what is larger goes in pieces."""
+HELD = 1 << 28
+"""Bytes of pieces that a server holds at most of messages that are not complete."""
 CALM = 0.75
 """The share of the usual wait that an active one sleeps first."""
 
@@ -102,9 +106,17 @@ class Link(Generic[T]):
         if payload is None:
             self._socket.send(head)
             return len(head)
+        size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+        rest = payload
+        if size > PIECE and self.address.startswith("tcp:"):
+            last = (size - 1) // PIECE * PIECE
+            for at in range(0, last, PIECE):
+                self._socket.send(self._encode(Piece()), zmq.SNDMORE)
+                self._socket.send(payload[at : at + PIECE])
+            rest = payload[last:]
         self._socket.send(head, zmq.SNDMORE)
-        self._socket.send(payload, copy=len(payload) < 65536)
-        return len(head) + (payload.nbytes if isinstance(payload, memoryview) else len(payload))
+        self._socket.send(rest, copy=len(rest) < 65536)
+        return len(head) + size
 
     def receive(self, timeout: float = 0.0) -> T | None:
         """The next message, or None after `timeout` seconds."""
@@ -144,6 +156,7 @@ class Server(Generic[T]):
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind)
         self._poll = _Poll([self._socket])
+        self._pieces: dict[bytes, list[bytes]] = {}
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
@@ -152,7 +165,8 @@ class Server(Generic[T]):
             raise UserError(f"{address} {what}: choose another address with --listen.") from error
 
     def receive(self) -> tuple[bytes, T | None, memoryview | None]:
-        """A waiting message: peer, message (None where it is no valid one), payload."""
+        """A waiting message: peer, message (None where it is no valid one), payload. A `Piece` comes without: it is
+        put together with what follows."""
         socket = self._socket
         peer = socket.recv()
         head = socket.recv() if socket.getsockopt(zmq.RCVMORE) else b""
@@ -163,6 +177,12 @@ class Server(Generic[T]):
             message: T | None = self._decode.decode(head)
         except msgspec.MsgspecError:
             message = None
+        if isinstance(message, Piece):
+            if payload is not None and sum(sum(map(len, p)) for p in self._pieces.values()) + payload.nbytes <= HELD:
+                self._pieces.setdefault(peer, []).append(bytes(payload))
+            return peer, message, None
+        if self._pieces and (pieces := self._pieces.pop(peer, None)) is not None and payload is not None:
+            payload = memoryview(b"".join([*pieces, payload]))
         return peer, message, payload
 
     def poll(self, seconds: float, active: bool = False) -> bool:

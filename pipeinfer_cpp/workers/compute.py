@@ -157,8 +157,8 @@ class Compute:
         return None
 
     def _look_at(self, link: Link[ToCoordinator]) -> None:
-        """Twice a second: raise when the next stage is gone, or silent for too long. It sends a sign of life every
-        second, however long what is under way to it takes on a slow wire."""
+        """Twice a second: raise when the next stage is gone, or silent for too long. It sends signs of life
+        all the time, however long what is under way to it takes on a slow wire."""
         now = clock()
         if now - self._looked < 0.5:
             return

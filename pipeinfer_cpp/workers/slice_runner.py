@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer_cpp.engine.sequences import Op
-from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.gguf.needs import Model
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
@@ -21,9 +21,12 @@ from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader
 from pipeinfer_cpp.net.sockets import clock
 from pipeinfer_cpp.workers.lifeline import resident_mb
+from pipeinfer_cpp.workers.limits import Limits
 from pipeinfer_cpp.workers.probe import Setup, probe
 
 Report = Callable[[str, int, int], None]
+_NOT_FINITE = "numbers that are not finite (NaN or infinite)"
+_ADVICE = "the model's file may be damaged: try another copy, or another quantisation of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,9 @@ class SliceRunner:
         self._cut_short = threading.Event()
         self._samplers = PathSamplers(context.vocab, context.n_vocab) if self.last else None
         self._n_seq = options.n_seq
+        self._limits = Limits(
+            options.n_seq, context.n_ctx, options.chunk, context.n_vocab, context.checkpointed
+        )
         self._wire = codec(load.wire_in, context.row_width)
         try:
             row = row_seconds(context)
@@ -81,6 +87,7 @@ class SliceRunner:
     def execute(self, run: RunHeader, payload: memoryview | None, due: float | None = None) -> Result:
         """Apply the operations, then decode unless the run is dead. On an emulated link it is here at `due`."""
         began = clock()
+        self._limits.check(run)
         for op in run.ops:
             self._apply(op)
         if run.turn is not None and self._samplers is not None:
@@ -139,9 +146,13 @@ class SliceRunner:
                 raise UserError(f"Run {run.id} came without its hidden states: is the stage before it the same model?")
             hidden = self._wire.decode(payload, len(rows), width)
         wanted = np.array([r.draw for r in rows], np.int8) if self.last else None
+        if hidden is not None and not _finite(hidden):
+            raise PipeInferError(f"{_NOT_FINITE} in what came from the stage before it (run {run.id}); {_ADVICE}")
         if self._samplers is not None:
             self._samplers.look_ahead([(r.node, r.parent, r.token) for r in rows if r.draw])
         out = self._ctx.decode(tokens, pos, seq, wanted, hidden)
+        if not _finite(out, logits=self._samplers is not None):
+            raise PipeInferError(f"it computed {_NOT_FINITE} (run {run.id}); {_ADVICE}")
         if self._stretch:
             left = began + self._stretch(len(rows)) - clock()
             if left > 0 and self._cut_short.wait(left):
@@ -164,6 +175,14 @@ class SliceRunner:
             for s in set(seq.tolist()):
                 self._ctx.seq_rm(s, int(pos[seq == s].min()), -1)
         return Result("aborted", began, clock())
+
+
+def _finite(x: NDArray[np.float32], logits: bool = False) -> bool:
+    """No NaN and no infinity; a logit may be minus infinity, which some models say of tokens they never draw."""
+    if not x.size:
+        return True
+    rows = x.max(axis=1)
+    return bool(np.isfinite(rows).all() and (logits or np.isfinite(x.min())))
 
 
 class _Start:

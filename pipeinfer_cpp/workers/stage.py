@@ -21,8 +21,10 @@ from pipeinfer_cpp.net.messages import (
     Loaded,
     LoadSlice,
     Message,
+    Piece,
     Ping,
     Pong,
+    Progress,
     Refuse,
     RunHeader,
     ToWorker,
@@ -33,6 +35,8 @@ from pipeinfer_cpp.net.transit import Arrivals
 from pipeinfer_cpp.versions import llama_version, package_version
 from pipeinfer_cpp.workers.compute import Compute, Resolve
 
+SIGN = 0.4
+"""Seconds between signs of life."""
 KEPT = 600.0
 """Seconds that a silent coordinator elsewhere keeps this stage while nobody else wants it."""
 
@@ -64,6 +68,8 @@ class Stage:
         self._heard = self._looked = clock()
         self._patience = 10.0
         self._silent = False
+        self._told = 0.0
+        """When the coordinator was told that something large is coming in."""
         self._compute: Compute | None = None
         self._cancels: Arrivals[tuple[int, ...]] | None = None
         """On an emulated link: cancellations that are still under way."""
@@ -75,7 +81,7 @@ class Stage:
         selector = Selector([self._server, self._wakeup])
         while True:
             due = self._cancels.next() if self._cancels is not None else None
-            for member in selector.wait(1.0 if due is None else max(due - clock(), 0.0)):
+            for member in selector.wait(SIGN if due is None else min(max(due - clock(), 0.0), SIGN)):
                 if member is self._wakeup:
                     self._wakeup.drain()
                 else:
@@ -93,9 +99,9 @@ class Stage:
                 self._look_after(self._coordinator)
 
     def _look_after(self, coordinator: bytes) -> None:
-        """Once a second: is the coordinator still there?"""
+        """Now and then: is the coordinator still there?"""
         now = clock()
-        if now - self._looked < 1.0:
+        if now - self._looked < SIGN:
             return
         self._looked = now
         if self._previous is not None:  # it sends large messages and hears nothing else: tell it that we are here
@@ -138,6 +144,10 @@ class Stage:
         match message:
             case RunHeader() if peer in (self._coordinator, self._previous) and self._compute:
                 self._compute.inbox.put((message, payload))
+            case Piece() if peer == self._previous:
+                if clock() - self._told > 0.5:
+                    self._told = clock()
+                    self._post(Progress("receiving hidden states", 0, 0))
             case Cancel(runs, sent) if peer == self._coordinator and self._compute:
                 if self._cancels is not None:
                     self._cancels.push(0, sent, 8 * len(runs), runs)

@@ -1,0 +1,48 @@
+"""What a run may ask of a stage: a coordinator's numbers reach llama.cpp only when they fit this session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.net.messages import RunHeader
+
+SLOTS = 1024
+"""Checkpoints have smaller numbers."""
+POSITIONS = 1 << 30
+"""Positions are smaller, in any context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """n_seq: sequence ids. n_ctx: cells. n_rows: rows of a run. n_vocab: tokens. checkpointed: states are kept."""
+
+    n_seq: int
+    n_ctx: int
+    n_rows: int
+    n_vocab: int
+    checkpointed: bool
+
+    def check(self, run: RunHeader) -> None:
+        """Raise PipeInferError, before anything of the run is applied, when a number of it cannot be."""
+        for op in run.ops:
+            match op.kind:
+                case "rm":
+                    fits = op.seq in range(self.n_seq)
+                case "cp":
+                    fits = op.seq in range(self.n_seq) and op.src in range(self.n_seq)
+                case "snapshot" | "restore":
+                    fits = self.checkpointed and op.src in range(SLOTS)
+                case _:
+                    fits = False
+            if not (fits and 0 <= op.p0 < POSITIONS and -1 <= op.p1 < POSITIONS):
+                raise PipeInferError(f"run {run.id} asks for an operation that cannot be: {tuple(op)}")
+        if len(run.rows) > self.n_rows:
+            raise PipeInferError(f"run {run.id} has {len(run.rows)} rows, and this stage takes {self.n_rows}")
+        for row in run.rows:
+            if not (row.seq in range(self.n_seq) and row.pos in range(self.n_ctx) and row.token in range(self.n_vocab)):
+                raise PipeInferError(f"run {run.id} has a row that cannot be: {tuple(row)}")
+        if run.turn is not None:
+            run.turn.sampling.check()
+            if not all(token in range(self.n_vocab) for token in run.turn.prompt):
+                raise PipeInferError(f"run {run.id} names tokens that this model does not have")

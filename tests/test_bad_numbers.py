@@ -1,0 +1,77 @@
+"""Numbers that cannot be, of a model's file or of a peer: an error that names the stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+from pipeline_helpers import GREEDY, PROMPT, TARGET, local
+
+from pipeinfer_cpp.engine.run import Row
+from pipeinfer_cpp.engine.sequences import Op
+from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.net.messages import RunHeader, TurnStart
+from pipeinfer_cpp.pipeline import Pipeline
+from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.workers.limits import Limits
+
+
+def damaged(path: Path, tensor: str, value: float) -> Path:
+    """The demo target with the scale of one block of weights (Q8_0) overwritten."""
+    path.write_bytes(TARGET.read_bytes())
+    reader = GGUFReader(path, "r+")
+    (found,) = [t for t in reader.tensors if t.name == tensor]
+    found.data.reshape(-1)[:2] = np.array([value], np.float16).view(np.uint8)
+    reader.data.flush()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tensor", "stage", "value"),
+    [
+        ("blk.2.ffn_down.weight", 0, float("nan")),
+        ("blk.8.ffn_down.weight", 1, float("inf")),
+        ("token_embd.weight", 1, float("nan")),
+    ],
+)
+def test_a_model_that_computes_no_numbers(tensor: str, stage: int, value: float, tmp_path: Path) -> None:
+    model = damaged(tmp_path / "damaged.gguf", tensor, value)
+    sentence = rf"Stage {stage} .*not finite .*file may be damaged"
+    with Pipeline.local(target=model, stages=2, exact=False) as p, pytest.raises(PipeInferError, match=sentence):
+        p.generate(PROMPT, max_tokens=8, sampling=GREEDY).wait(20)
+
+
+ROW = Row(5, 0, 0, 1, 0, False)
+BAD = {
+    "seq_rm": RunHeader(1, "end", (Op("rm", 300, 0, -1),), (), 0),
+    "seq_cp": RunHeader(1, "end", (Op("cp", 0, 0, -1, 77),), (), 0),
+    "kind": RunHeader(1, "end", (Op("rm -rf", 0, 0, -1),), (), 0),
+    "slot": RunHeader(1, "end", (Op("restore", 0, 0, -1, 3),), (), 0),
+    "p0": RunHeader(1, "end", (Op("rm", 0, -5, -1),), (), 0),
+    "row's sequence": RunHeader(1, "decode", (), (ROW._replace(seq=99),), 0),
+    "row's position": RunHeader(1, "decode", (), (ROW._replace(pos=-7),), 0),
+    "row's token": RunHeader(1, "decode", (), (ROW._replace(token=1 << 20),), 0),
+    "rows": RunHeader(1, "decode", (), tuple(ROW._replace(pos=i) for i in range(600)), 0),
+    "sampling": RunHeader(1, "decode", (), (ROW,), 0, TurnStart(Sampling(top_p=9.0), (1,))),
+    "prompt": RunHeader(1, "decode", (), (ROW,), 0, TurnStart(Sampling(), (1 << 25,))),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_stage_refuses_numbers_that_cannot_be(what: str) -> None:
+    limits = Limits(n_seq=2, n_ctx=1024, n_rows=64, n_vocab=1024, checkpointed=False)
+    limits.check(RunHeader(1, "decode", (Op("rm", 1, 0, -1), Op("cp", 1, 3, -1, 0)), (ROW,), 0))
+    with pytest.raises(PipeInferError, match=r"run 1 |must be"):
+        limits.check(BAD[what])
+
+
+@pytest.mark.parametrize("what", ["seq_rm", "row's token"])
+def test_the_coordinator_hears_of_them_and_the_stage_lives(what: str) -> None:
+    with local(stages=1, draft=None) as p:
+        p.driver._stages[0].runs.send(BAD[what])
+        with pytest.raises(PipeInferError, match=r"Stage 0 .*failed: run 1 .*cannot be"):
+            p.generate(PROMPT, max_tokens=200, sampling=GREEDY).wait(20)
+        process = p.driver._stages[0].process
+        assert process is not None and process.death() is None
