@@ -27,13 +27,14 @@ def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none") ->
     try:
         from pipeinfer_cpp.pipeline import Pipeline
         from pipeinfer_cpp.ui.progress import opening
+
+        n = options.n_stages
+        what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
+        with opening(what) as report:
+            pipeline = Pipeline(options, report, crew)
     except BaseException:
         crew.close()
         raise
-    n = options.n_stages
-    what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
-    with opening(what) as report:
-        pipeline = Pipeline(options, report, crew)
     try:
         yield pipeline
     finally:
