@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -15,13 +13,3 @@ def cache_dir() -> Path:
     path = Path(given) if given else Path(base) / "pipeinfer"
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-@contextlib.contextmanager
-def machine_lock(name: str) -> Iterator[None]:
-    """Held by one process of this machine at a time; freed by the system when it dies."""
-    import fcntl
-
-    with (cache_dir() / f"{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

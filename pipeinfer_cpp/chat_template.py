@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
 import jinja2.ext
+from jinja2 import nodes
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeinfer_cpp.errors import UserError
@@ -16,17 +19,35 @@ from pipeinfer_cpp.errors import UserError
 Message = dict[str, str]
 """`role` (system, user, assistant) and `content`."""
 
+_NO_TOOLS: tuple[dict[str, Any], ...] = ({"tools": None}, {}, {"tools": [], "functions": ""})
+"""How templates may want to hear that there are none."""
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks what a model is trained on; for the text it means nothing."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
 
 class ChatTemplate:
     """A Jinja template, run in a sandbox with what templates on Hugging Face expect to be there."""
 
-    def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
+    def __init__(
+        self, source: str, *, bos: str = "", eos: str = "", variables: Mapping[str, Any] | None = None
+    ) -> None:
+        """`variables`: further ones for the template, such as `enable_thinking`."""
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
         )
         environment.filters["tojson"] = _tojson
         environment.globals.update(raise_exception=_raise, strftime_now=_now)
-        self._known = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
+        self.source = source
+        self.variables: dict[str, Any] = dict(variables or {})
+        self._known = {"bos_token": bos, "eos_token": eos, "documents": None, "datetime": _now("%b %d %Y")}
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -35,25 +56,42 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, answer_follows: bool = True) -> str:
         """The text up to where the assistant's next answer begins.
 
-        A template that takes no system message gets it at the head of the first user message.
-        Raises UserError when it refuses the messages.
+        Templates that take contents as lists of parts only get them so; one that takes no system message gets it at
+        the head of the first user message. Raises UserError when it refuses the messages in each way, or when what
+        a user said is not in its text.
         """
-        try:
-            return self._render(messages, answer_follows)
-        except jinja2.TemplateError as error:
-            if len(messages) > 1 and messages[0]["role"] == "system":
-                system, first, *rest = messages
-                merged = {**first, "content": f"{system['content']}\n\n{first['content']}"}
-                try:
-                    return self._render([merged, *rest], answer_follows)
-                except jinja2.TemplateError:
-                    pass
-            raise UserError(f"The model's chat template refuses this conversation: {error}.") from error
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-            raise UserError(f"The model's chat template does not work: {error}.") from error
+        failed: Exception | None = None
+        for form, more in itertools.product(_forms(messages), _NO_TOOLS):
+            try:
+                text = self._template.render(
+                    messages=form, add_generation_prompt=answer_follows, **{**self._known, **more, **self.variables}
+                )
+            except jinja2.TemplateError as error:
+                failed = failed or UserError(f"The model's chat template refuses this conversation: {error}.")
+            except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+                failed = failed or UserError(f"The model's chat template does not work: {error}.")
+            else:
+                if all(_within(m["content"], text) for m in messages if m["role"] != "assistant"):
+                    return text
+        raise failed or UserError(
+            "The model's chat template leaves out what was said: use another one with --chat-template."
+        )
 
-    def _render(self, messages: Sequence[Message], answer_follows: bool) -> str:
-        return self._template.render(messages=messages, add_generation_prompt=answer_follows, **self._known)
+
+def _forms(messages: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:
+    """The messages as they are, in parts, and both without a system message."""
+    forms = [list(messages)]
+    if len(messages) > 1 and messages[0]["role"] == "system":
+        system, first, *rest = messages
+        forms.append([{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest])
+    for form in forms:
+        yield [*form]
+        yield [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in form]
+
+
+def _within(content: str, text: str) -> bool:
+    """Its words are all there, as they are or as JSON has them."""
+    return all(word in text or json.dumps(word, ensure_ascii=False)[1:-1] in text for word in content.split())
 
 
 def _raise(message: str) -> None:

@@ -6,15 +6,22 @@ tokenised. So the prompt of a turn extends the sequence in the KV caches, and no
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from pipeinfer_cpp.chat_template import ChatTemplate, Message
+from pipeinfer_cpp.chat_template import Message
 from pipeinfer_cpp.errors import UserError
+
+_MARK = "\ufdd0"
+"""No character (Unicode keeps it for uses like this one): stands within names of control tokens that somebody said."""
 
 
 class Tokenizer(Protocol):
@@ -29,6 +36,15 @@ class Tokenizer(Protocol):
     def name(self, token: int) -> str: ...
 
 
+class Template(Protocol):
+    """A `ChatTemplate`, or one that llama.cpp knows by name (it has no `source` and no use for `variables`)."""
+
+    source: str
+    variables: dict[str, Any]
+
+    def render(self, messages: Sequence[Message], *, answer_follows: bool = True) -> str: ...
+
+
 class Known(msgspec.Struct, frozen=True):
     """What the model has seen and written: the rendered text of a prompt, its answer, the tokens of both."""
 
@@ -38,12 +54,32 @@ class Known(msgspec.Struct, frozen=True):
 
 
 class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A conversation in a file. `known` is of use to the same `model` (a hash of its content) only."""
+    """A conversation in a file. `known` is of use to the same `model` (a hash of its content) only.
+
+    `asked`: a question behind the messages whose answer was not finished; `seed`: what that answer is drawn with.
+    """
 
     model: str
     messages: list[Message]
     known: Known | None = None
+    asked: str | None = None
+    seed: int | None = None
     pipeinfer_chat: Literal[1] = 1
+
+
+def read_saved(path: Path) -> Saved:
+    """A saved conversation. Raises UserError for what is none."""
+    try:
+        saved = msgspec.json.decode(path.read_bytes(), type=Saved)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except msgspec.MsgspecError as error:
+        raise UserError(f"{path} is not a saved chat: {error}.") from None
+    roles = [message.get("role") for message in saved.messages if "content" in message]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if len(roles) < len(saved.messages) or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise UserError(f"{path} is not a saved chat: its messages are not questions and answers in turn.")
+    return saved
 
 
 @dataclass(frozen=True)
@@ -67,14 +103,14 @@ class Conversation:
 
     def __init__(
         self,
-        template: ChatTemplate,
+        template: Template,
         tokenizer: Tokenizer,
         n_ctx: int,
         *,
         model: Callable[[], str] = lambda: "",
         system: str = "",
     ) -> None:
-        self._template, self._tokenizer, self._n_ctx, self._model = template, tokenizer, n_ctx, model
+        self.template, self.tokenizer, self._n_ctx, self._model = template, tokenizer, n_ctx, model
         self.messages: list[Message] = []
         self._known: Known | None = None
         self._asked: Known | None = None
@@ -133,11 +169,27 @@ class Conversation:
             self.restore(mark)
             raise
 
-    def answered(self, text: str, ids: Sequence[int]) -> None:
-        """End the turn with what was generated, also when it was cut short."""
+    def answered(self, text: str, ids: Sequence[int], *, content: str | None = None) -> None:
+        """End the turn with what was generated, also when it was cut short. `content`: the message, where that is
+        not all of the text (a thought stood before it)."""
         assert self._asked is not None
-        self.messages.append({"role": "assistant", "content": text})
+        self.messages.append({"role": "assistant", "content": text if content is None else content})
         self._known = Known(self._asked.text, text, [*self._asked.tokens, *self._without_stop(text, ids)])
+
+    def more(self) -> Prompt:
+        """Go on with the last answer; `extended` ends that. Raises UserError when there is none, or no room."""
+        if self._known is None or not self.n_turns:
+            raise UserError("There is no answer to go on with.")
+        if len(self._known.tokens) >= self._n_ctx:
+            raise UserError("The context is full: ask something new, and the oldest turns make room for it.")
+        return Prompt(self._known.tokens)
+
+    def extended(self, text: str, ids: Sequence[int]) -> None:
+        """The last answer has become longer."""
+        assert self._known is not None
+        known, whole = self._known, self.messages[-1]["content"] + text
+        self.messages[-1] = {"role": "assistant", "content": whole}
+        self._known = Known(known.text, whole, [*known.tokens, *self._without_stop(text, ids)])
 
     def reset(self) -> None:
         """Forget all turns; the system prompt stays."""
@@ -146,29 +198,30 @@ class Conversation:
         self._known = self._asked = None
         self.system = system
 
-    def save(self, path: Path) -> None:
-        saved = Saved(self._model(), self.messages, self._known)
+    def save(self, path: Path, *, seed: int | None = None, asked: str | None = None, overwrite: bool = True) -> None:
+        """Write it, for its owner's eyes only and whole at every moment. Raises UserError when it cannot be."""
+        if not overwrite and path.exists():
+            raise UserError(f"{path} is there already: /save --force {path} writes over it.")
+        messages = self.messages[:-1] if asked is not None and self.messages[-1]["role"] == "user" else self.messages
+        saved = Saved(self._model(), messages, self._known, asked, seed)
+        new = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            path.write_bytes(msgspec.json.format(msgspec.json.encode(saved)) + b"\n")
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(saved)) + b"\n")
+            new.replace(path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
             raise UserError(f"{path} cannot be written: {error.strerror}.") from None
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path) -> Saved:
         """Put the saved conversation in this one's place. Raises UserError and leaves it as it was."""
-        try:
-            saved = msgspec.json.decode(path.read_bytes(), type=Saved)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-        except msgspec.MsgspecError as error:
-            raise UserError(f"{path} is not a saved chat: {error}.") from None
-        roles = [message.get("role") for message in saved.messages if "content" in message]
-        turns = roles[1:] if roles[:1] == ["system"] else roles
-        if len(roles) < len(saved.messages) or turns != ["user", "assistant"] * (len(turns) // 2):
-            raise UserError(f"{path} is not a saved chat: its messages are not questions and answers in turn.")
+        saved = read_saved(path)
         known = saved.known if saved.known and saved.model == self._model() else None
-        if known is not None and not all(0 <= token < self._tokenizer.size for token in known.tokens):
+        if known is not None and not all(0 <= token < self.tokenizer.size for token in known.tokens):
             known = None
         self.messages, self._known, self._asked = list(saved.messages), known, None
+        return saved
 
     # --------------------------------------------------------------------------------------- tokens
 
@@ -199,20 +252,48 @@ class Conversation:
 
     def _tokens(self) -> tuple[str, list[int]]:
         """The conversation as text and tokens: what is known, and behind it only what the template adds."""
-        text = self._template.render(self.messages)
+        text = self.template.render([{**m, "content": self._guarded(m["content"])} for m in self.messages])
         known = self._known
         if known is not None:
             # Templates often strip the white space around an answer; the model saw it, so it stays.
-            for answer in (known.answer, known.answer.rstrip(), known.answer.strip()):
-                if text.startswith(seen := known.text + answer):
-                    return text, known.tokens + self._tokenizer.tokenize(text[len(seen) :])
-        bos = self._tokenizer.name(self._tokenizer.bos)
-        begin = not (self._tokenizer.adds_bos and bos and text.startswith(bos))
-        return text, self._tokenizer.tokenize(text, begin=begin)
+            answer = self._guarded(known.answer)
+            for said in (answer, answer.rstrip(), answer.strip()):
+                if text.startswith(seen := known.text + said):
+                    return text, known.tokens + self._tokenize(text[len(seen) :])
+        bos = self.tokenizer.name(self.tokenizer.bos)
+        begin = not (self.tokenizer.adds_bos and bos and text.startswith(bos))
+        return text, self._tokenize(text, begin=begin)
+
+    def _guarded(self, content: str) -> str:
+        """With a mark within each name of a control token: what is said never becomes one."""
+        content = content.replace(_MARK, "")
+        while names := self._control_names(content):
+            for name in names:
+                content = content.replace(name, f"{name[:1]}{_MARK}{name[1:]}")
+        return content
+
+    def _control_names(self, text: str) -> list[str]:
+        """Those that llama.cpp would read as control tokens, the longest first."""
+        control = {t for t in set(self.tokenizer.tokenize(text)) if not self.tokenizer.piece(t)}
+        names = {self.tokenizer.name(t) for t in control}
+        return sorted((name for name in names if len(name) > 1 and name in text), key=len, reverse=True)
+
+    def _tokenize(self, text: str, *, begin: bool = False) -> list[int]:
+        """The template's control tokens count as such. Between two of them, where there are marks, none does."""
+        if _MARK not in text:
+            return self.tokenizer.tokenize(text, begin=begin)
+        names = self._control_names(text)
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+        tokens: list[int] = []
+        for marked, group in itertools.groupby(parts, lambda part: _MARK in part):
+            run = "".join(group).replace(_MARK, "")
+            if run:
+                tokens += self.tokenizer.tokenize(run, begin=begin and not tokens, special=not marked)
+        return tokens
 
     def _without_stop(self, text: str, ids: Sequence[int]) -> list[int]:
         """The tokens of the answer's text. Behind a stop string `ids` has more: those go."""
-        pieces = [self._tokenizer.piece(t) for t in ids]
+        pieces = [self.tokenizer.piece(t) for t in ids]
         if b"".join(pieces).decode("utf-8", "replace") == text:
             return list(ids)
         wanted, n, size = text.encode(), 0, 0
@@ -220,4 +301,4 @@ class Conversation:
             size += len(pieces[n])
             n += 1
         rest = wanted[size:].decode("utf-8", "replace")
-        return [*ids[:n], *(self._tokenizer.tokenize(rest, special=False) if rest else [])]
+        return [*ids[:n], *(self.tokenizer.tokenize(rest, special=False) if rest else [])]

@@ -24,11 +24,13 @@ class Options:
     ranges themselves, "0-9,10-19". threads: of each process. ctx: positions a conversation can have, 0 for
     as many as the model was trained for.
     stretch: makes each stage (one for all, or one each) as slow as given; draft_stretch: the draft.
+    patience: seconds that a stage elsewhere may be silent before it is given up; a run may go nowhere for six times
+    as long.
     wire: codec of the hidden states (see `net.codecs`), one for all links or one each.
     links: emulated ones, from the coordinator to stage 0, between stages, from the last back.
     emulate: nodes and links as slow as this cluster's, in place of stretch, draft_stretch and links.
-    The speculation settings left None come from the pair's entry in models.toml, then from
-    `engine.Settings`.
+    The speculation settings left None come from what `pipeinfer tune` found for the pair on these machines
+    (not where `tuned` is False), then from the pair's entry in models.toml, then from `engine.Settings`.
     """
 
     pair: str | None = None
@@ -57,10 +59,12 @@ class Options:
     ablate: Sequence[str] = ()
     stretch: Stretch | Sequence[Stretch] | None = None
     draft_stretch: Stretch | None = None
+    patience: float = 10.0
     wire: str | Sequence[str] = "f32"
     links: Sequence[LinkSpeed] | None = None
     emulate: Cluster | None = None
     trace: bool = False
+    tuned: bool = True
 
     def check(self) -> None:
         """Raise UserError for values that cannot be."""
@@ -71,6 +75,7 @@ class Options:
             (self.mode is None or self.mode in MODES, f"--mode must be one of {', '.join(MODES)}."),
             (self.split is None or self.layers is None, "Give --split or --layers, not both."),
             (self.threads is None or 1 <= self.threads <= 512, "--threads must be between 1 and 512."),
+            (1.0 <= self.patience <= 86400.0, "--patience must be between 1 and 86400 seconds."),
             (self.gpu_layers >= -1, "--gpu-layers must be 0 or more, or -1 for all."),
             (self.kv_type in KV_TYPES, f"--kv-type must be one of {', '.join(KV_TYPES)}."),
             (self.flash_attn or not self.kv_type.startswith("q"), f"--kv-type {self.kv_type} needs --flash-attn."),

@@ -51,6 +51,8 @@ class Pipeline:
         options.check()
         self.processes: list[Process] = []
         """Workers that were started here."""
+        self.on_notice: Callable[[str], None] = lambda _text: None
+        """Called in another thread with a sentence that the user should see at once: a stage is silent, or is back."""
         self._resources = contextlib.ExitStack()
         self._finalizer = weakref.finalize(self, _close, self._resources, os.getpid())
         try:
@@ -74,6 +76,8 @@ class Pipeline:
         session = secrets.token_hex(8)
         # Those started by hand first: how many of them are on this machine decides what ours may use of it.
         by_hand = {i: self._reach(network, i, address) for i, address in enumerate(plan.addresses) if address}
+        for peer in by_hand.values():
+            peer.hello(session)
         machines = [by_hand[i].greet(session, REMOTE_S) if i in by_hand else None for i in range(len(plan.addresses))]
         plan.meet([m for m in machines if m is not None], [peer.memory for peer in by_hand.values()])
         stages = [by_hand.get(i) or self._start(network, i) for i in range(len(plan.addresses))]
@@ -81,12 +85,14 @@ class Pipeline:
         peers = [*stages, *([draft] if draft else [])]
         # All of what takes long goes on at the same time: cutting, starting processes, the vocabulary, the draft.
         ours = [i for i, machine in enumerate(machines) if machine is None]
-        loading = Loading(peers, report)
+        loading = Loading(peers, report, options.patience)
         cutting = Cutting(plan.target, [(stages[i].name, plan.ranges[i]) for i in ours], bool(by_hand), report)
         self._resources.callback(cutting.close)
-        for peer in peers:
-            if not peer.remote:
-                peer.greet(session, LOCAL_S)
+        here = [peer for peer in peers if not peer.remote]
+        for peer in here:
+            peer.hello(session)
+        for peer in here:
+            peer.greet(session, LOCAL_S, peers)
         self.vocabulary = Vocabulary(plan.target.path)
         self._resources.callback(self.vocabulary.close)
         runs = [peer.runs.address for peer in stages]
@@ -132,6 +138,8 @@ class Pipeline:
             trace=options.trace,
             active=plan.active,
             links=plan.links,
+            patience=options.patience,
+            notice=lambda text: self.on_notice(text),
         )
         self._resources.callback(self.driver.close)
 

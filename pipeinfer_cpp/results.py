@@ -68,6 +68,15 @@ class Result(msgspec.Struct, frozen=True):
     memory_mb: dict[str, float]
     warnings: list[str] = []
 
+    def short_line(self) -> str:
+        """What most people want to know behind an answer."""
+        parts = [f"{self.n_generated} token{'s' if self.n_generated != 1 else ''}"]
+        if self.tokens_per_s is not None:
+            parts.append(f"{self.tokens_per_s:.1f} tokens/s")
+        if self.mode == "async" and self.draft.acceptance is not None:
+            parts.append(f"acceptance {self.draft.acceptance:.2f}")
+        return " · ".join(parts)
+
     def line(self) -> str:
         """The one line that ends a run."""
 

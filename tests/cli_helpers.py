@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline_helpers import ROOT
 
 COMMAND = [sys.executable, "-m", "pipeinfer_cpp"]
-ENV = dict(os.environ, PYTHONPATH=str(ROOT), TERM="xterm-256color", COLUMNS="100")
+ENV = dict(os.environ, PYTHONPATH=str(ROOT), TERM="xterm-256color", COLUMNS="100", PROMPT_TOOLKIT_NO_CPR="1")
 
 
 class Ended:

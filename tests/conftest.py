@@ -20,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.stash[_FOLDER] = Path(tempfile.mkdtemp(prefix="pipeinfer-tests-"))
     os.environ["PIPEINFER_CACHE"] = str(folder / "cache")
     os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
+    os.environ["XDG_STATE_HOME"] = str(folder / "state")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

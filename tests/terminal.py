@@ -16,6 +16,8 @@ import time
 from cli_helpers import COMMAND, ENV, left_by
 
 PROMPT = "\n> "
+_PROMPT_TOOLKIT = re.compile(r"\x08\x1b\[2C")
+"""How prompt_toolkit draws the space behind its prompt."""
 _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r| +(?=\r?\n)")
 
 
@@ -43,7 +45,7 @@ class Terminal:
 
     @property
     def said(self) -> str:
-        return _CODES.sub("", self.raw)
+        return _CODES.sub("", _PROMPT_TOOLKIT.sub(" ", self.raw))
 
     def type(self, text: str) -> None:
         self._bytes = b""

@@ -15,7 +15,7 @@ from pipeline_helpers import TARGET, alive, until, worker_pids
 from terminal import Terminal
 
 BEAR = "Tell me a long story about a bear."
-SLOW = ["--stretch", "15", "--max-tokens", "400", "--seed", "1", "--logit-bias", "2-inf"]
+SLOW = ["--verbose", "--stretch", "15", "--max-tokens", "400", "--seed", "1", "--logit-bias", "2-inf"]
 """Answers long and slow enough to be interrupted."""
 Open = Callable[..., Terminal]
 
@@ -46,7 +46,7 @@ def in_context(stats: str) -> int:
 
 
 def test_two_turns_and_the_second_computes_only_what_is_new(chat: Open) -> None:
-    c = chat("--pair", "demo-plain", "--temp", "0", "--max-tokens", "40")
+    c = chat("--verbose", "--pair", "demo-plain", "--temp", "0", "--max-tokens", "40")
     assert "/help" in c.said
     first = c.ask(BEAR)
     assert re.search(r"\n\d+ tokens · .* · off, 2 stages · exact$", first), first
@@ -103,11 +103,15 @@ def test_commands(chat: Open, tmp_path: Path) -> None:
     shown = c.ask("/help")
     assert all(f"/{name}" in shown for name in ("help", "reset", "stats", "save", "load", "regen", "set", "quit"))
     assert "no answer yet" in c.ask("/regen")
-    assert "did you mean /stats?" in c.ask("/stat")
-    assert "There is no command /dance" in c.ask("/dance")
+    hinted = c.ask("/stat")
+    assert "/stat is no command, so it is said to the model. Did you mean /stats?" in hinted and " tokens · " in hinted
+    assert " tokens · " in (said := c.ask("//stats")) and "no command" not in said
+    c.ask("/reset")
     c.ask(BEAR)
     path = tmp_path / "chat.json"
     assert c.ask(f"/save {path}") == f"Saved 1 turn to {path}."
+    assert "is there already: /save --force" in c.ask(f"/save {path}")
+    assert c.ask(f"/save --force {path}") == f"Saved 1 turn to {path}." and path.stat().st_mode & 0o777 == 0o600
     assert "Seed 8." in c.ask("/regen")
     assert "in 1 turn\n" in c.ask("/stats")
     assert c.ask("/reset") == "A new conversation."
@@ -123,7 +127,7 @@ def test_commands(chat: Open, tmp_path: Path) -> None:
 
 
 def test_set(chat: Open) -> None:
-    c = chat("--max-tokens", "5")
+    c = chat("--max-tokens", "5", "--verbose")
     assert c.ask("/set temp 0") == "temp is now 0."
     answer = c.ask(BEAR)
     assert "temp is 0, where a seed changes nothing" in c.ask("/regen")
@@ -168,6 +172,49 @@ def test_lines_that_go_on_and_show_draft(chat: Open, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "chat.json").read_text())["messages"][0]["content"] == "Tell me\nabout a bear."
 
 
+def questions(c: Terminal, path: Path) -> list[str]:
+    c.ask(f"/save --force {path}")
+    return [m["content"] for m in json.loads(path.read_text())["messages"] if m["role"] == "user"]
+
+
+def test_many_lines_are_one_message(chat: Open, tmp_path: Path) -> None:
+    c, path = chat("--max-tokens", "3", "--no-save"), tmp_path / "chat.json"
+    c.ask("\x1b[200~one\r\ntwo\rthree\x1b[201~")
+    c.ask("four\x1b\rfive")
+    c.type('"""six\n')
+    c.until("… ")
+    c.ask('seven"""')
+    assert questions(c, path) == ["one\ntwo\nthree", "four\nfive", "six\nseven"]
+
+
+def test_history_and_completion(chat: Open, tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    c = chat("--max-tokens", "3")
+    c.ask("a question about bears")
+    c.type("/quit\n")
+    c.end()
+    c = chat("--max-tokens", "3")
+    c.ask("\x1b[A\x1b[A")
+    assert "\x1b" not in (said := c.ask("\x12bears\r")) and " tokens · " in said
+    c.ask("/set max_t\t 2")
+    assert "Stopped at 2 tokens." in c.ask("Go")
+    assert questions(c, path) == ["a question about bears"] * 2 + ["Go"]
+    assert "Saved 3 turns" in c.ask(f"/save --force {str(path)[:-6]}\t")
+    history = Path(os.environ["XDG_STATE_HOME"]) / "pipeinfer" / "history"
+    assert "+a question about bears" in history.read_text() and history.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_typed_during_an_answer_waits_for_the_next_prompt(chat: Open, tmp_path: Path) -> None:
+    c = chat("--stretch", "15", "--max-tokens", "40", "--seed", "1", "--logit-bias", "2-inf", "--no-save")
+    c.begin(BEAR)
+    c.type("What was its name?\nhalf ")
+    said = c.until("half", 60)
+    answer = said.partition("tokens · ")[0]
+    assert "its name" not in answer and said.count(" tokens · ") == 2 and "> What was its name?" in said
+    c.ask("a line")
+    assert questions(c, tmp_path / "chat.json") == [BEAR, "What was its name?", "half a line"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_leaves_no_process(chat: Open, number: int) -> None:
     c = chat(*SLOW)
@@ -180,20 +227,101 @@ def test_a_signal_leaves_no_process(chat: Open, number: int) -> None:
     assert c.process.returncode == (-number if number == signal.SIGKILL else 128 + number)
 
 
-def test_a_stage_that_dies_ends_the_chat_with_one_line(chat: Open) -> None:
-    c = chat(*SLOW)
-    c.begin(BEAR)
-    stage = next(pid for pid, role in worker_pids(c.process.pid).items() if role == "stage")
-    os.kill(stage, signal.SIGKILL)
-    assert c.end() == 1
-    assert re.search(r"\nError: Stage [01] .* was killed by signal 9.*\n$", c.said) and "Traceback" not in c.said
+def kill_a_stage(c: Terminal) -> None:
+    os.kill(next(pid for pid, role in worker_pids(c.process.pid).items() if role == "stage"), signal.SIGKILL)
+
+
+def answers(path: Path) -> list[str]:
+    return [m["content"] for m in json.loads(path.read_text())["messages"] if m["role"] == "assistant"]
+
+
+QUESTIONS = [BEAR, "What was its name?", "Where did it live?", "And then?"]
+
+
+def test_a_chat_survives_its_pipeline_and_its_own_end(chat: Open, tmp_path: Path) -> None:
+    """Killed: a stage within an answer, a stage between two answers, and the chat itself within an answer."""
+    options = ["--stretch", "5", "--max-tokens", "60", "--temp", "0.7", "--logit-bias", "2-inf"]
+    c = chat(*options, "--seed", 3, "--no-save")
+    for question in QUESTIONS:
+        c.ask(question)
+    c.ask(f"/save {tmp_path / 'undisturbed.json'}")
+
+    c = chat(*options, "--seed", 3)
+    c.begin(QUESTIONS[0])
+    kill_a_stage(c)
+    said = c.prompt()
+    assert "was killed by signal 9" in said and "Starting the pipeline again" in said and "another one" not in said
+    kill_a_stage(c)
+    c.ask(QUESTIONS[1])
+    c.ask(QUESTIONS[2])
+    c.begin(QUESTIONS[3])
+    c.process.kill()
+    c = Terminal("chat", *options, "--resume", 1)
+    try:
+        assert QUESTIONS[3] in c.prompt(60)
+        c.ask(f"/save {tmp_path / 'disturbed.json'}")
+        listed = c.ask("/resume")
+        assert re.search(r"^ *1 +4 turns: Tell me a long story", listed, re.M), listed
+    finally:
+        c.close()
+    assert answers(tmp_path / "disturbed.json") == answers(tmp_path / "undisturbed.json")
+    assert len(answers(tmp_path / "disturbed.json")) == 4
 
 
 def test_lines_from_a_pipe() -> None:
-    result = pipeinfer("chat", "--max-tokens", "5", "--temp", "0", given=b"Hi\n/dance\nAnd?\n")
+    result = pipeinfer("chat", "--max-tokens", "5", "--temp", "0", given=b"Hi\n/dance\nAnd?\n/set temp warm\n")
     assert result.code == 0 and not result.left
-    assert len(result.out.splitlines()) == 2 and "\x1b" not in result.out and "> " not in result.out
-    assert result.err.count(" tokens · ") == 2 and "no command /dance" in result.err
+    assert len(result.out.splitlines()) == 3 and "\x1b" not in result.out and "> " not in result.out
+    assert result.err.count(" tokens · ") == 3 and "/dance is no command" in result.err
+
+
+def test_what_stands_behind_an_answer() -> None:
+    short = pipeinfer("chat", "--max-tokens", "5", "--temp", "0", given=b"Hi\n").err.splitlines()[-1]
+    assert re.fullmatch(r"5 tokens · [\d.]+ tokens/s · acceptance [\d.]+", short)
+    result = pipeinfer("chat", "--max-tokens", "50", "--temp", "0", "--quiet", given=b"Hi\n")
+    assert result.err == "" and result.out
+
+
+def test_another_chat_template(tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text("{% for m in messages %}{{ m.content if loud else '' }}{% endfor %}")
+    options = ["chat", "--max-tokens", "5", "--temp", "0", "--chat-template"]
+    done = pipeinfer(*options, path, given=b"Once upon a time\n")
+    assert done.code == 1 and "leaves out what was said" in done.err
+    assert pipeinfer(*options, path, "--chat-template-kwargs", '{"loud": 1}', given=b"Once upon a time\n").code == 0
+    assert pipeinfer(*options, "chatml", given=b"Hi\n").out == pipeinfer(*options[:-1], given=b"Hi\n").out != ""
+    no_object = (path, "--chat-template-kwargs", "1"), "not a JSON object"
+    for bad, words in ((("chatm",), "did you mean chatml?"), no_object):
+        done = pipeinfer(*options, *bad, given=b"Hi\n")
+        assert done.code == 2 and words in done.err and len(done.err.splitlines()) == 1
+
+
+THINKING = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if enable_thinking is false %}No. {% else %}<think>"
+THINKING += "{% endif %}"
+
+
+def test_thoughts_are_dimmed_or_folded_or_not_thought(chat: Open, tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text(THINKING)
+    c = chat("--chat-template", path, "--grammar", 'root ::= "hm</think>yes"', "--no-save")
+    assert c.ask("Hi").startswith("hmyes\n") and "\x1b[2mh" in c.raw
+    assert c.ask("/think fold") == "think is now fold."
+    assert c.ask("Hi").startswith("(thinking) yes\n")
+    assert c.ask("/think off") == "think is now off."
+    assert c.ask("Hi").startswith("hm</think>yes\n"), "no thought was begun"
+    assert "one of on, fold, off" in c.ask("/think loud")
+
+
+def test_what_a_template_says_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text("{{ raise_exception('\x1b]0;owned\x07\x9b2J') }}")
+    done = pipeinfer("chat", "--chat-template", path, given=b"Hi\n")
+    assert done.code == 1 and r"\x1b]0;owned\x07\x9b2J" in done.err and "\x1b" not in done.err
+
+
+def test_piped_questions_that_all_failed_are_no_success() -> None:
+    result = pipeinfer("chat", "--ctx-size", "64", "--max-tokens", "5", given=b"bear " * 150)
+    assert result.code == 1 and "The message is too long" in result.err
 
 
 def test_a_draft_that_is_here_is_offered() -> None:

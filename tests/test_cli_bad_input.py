@@ -1,4 +1,5 @@
-"""Bad input: exit code 2, one line on stderr, nothing on stdout, nothing left behind."""
+"""Bad input: exit code 2, one line on stderr (behind the memory that is needed, where it came so far), nothing on
+stdout, nothing left behind."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(result: Ended, *words: str) -> None:
     assert (result.code, result.out) == (2, ""), result.err
-    assert result.err.startswith("Error: ") and result.err.count("\n") == 1 and result.err.endswith("\n"), result.err
+    needed, error, end = result.err.rpartition("Error: ")
+    assert error and end.count("\n") == 1 and end.endswith("\n"), result.err
+    told = ("Memory needed on ", "Note: No small model ")
+    assert all(line.startswith(told) for line in needed.splitlines()), result.err
     assert all(word in result.err for word in words), result.err
     assert not result.left
 
@@ -116,6 +120,8 @@ OTHERS: list[tuple[str, str]] = [
     ("slice tiny.gguf --stages 2 -o nowhere", "not a folder"),
     ("slice kimi.gguf --stages 2", "cannot be cut at all"),
     ("models inspect nothing", "no pair named"),
+    ("models inspect tiny.gguf --ctx-size 99", "--stages N"),
+    ("models inspect tiny.gguf --stages 40", "4 layers"),
     ("models list --models syntax.toml", "not valid TOML"),
     ("sing", "'sing'"),
     ("generatte", "Did you mean 'generate'? See"),

@@ -167,9 +167,10 @@ def test_remote_stages_are_weighed_by_what_they_tell(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(plan, "machine_id", lambda: "mine")
     options = Options(target=TARGET, stages=["tcp://a:1", "tcp://b:1", "tcp://here:1"])
     small, big = Memory(4 * GB, SPARE + GB // 20), Memory(4 * GB, 2 * GB)
+    monkeypatch.setattr(plan, "memory", lambda: Memory(4 * GB, 3 * GB))
     ok = outline(options)
     assert ok.fit is None
-    ok.meet(["a", "b", "mine"], [big, big, small])  # of our own we know better
+    ok.meet(["a", "b", "mine"], [big, big, big])
     assert ok.fit is not None and [m.name for m in ok.fit.machines] == [
         "the machine of tcp://a:1",
         "the machine of tcp://b:1",
@@ -181,6 +182,25 @@ def test_remote_stages_are_weighed_by_what_they_tell(monkeypatch: pytest.MonkeyP
         outline(options).meet(["a", "a", "a"], [Memory(4 * GB, SPARE + GB // 5), None, None])
 
 
+def test_the_least_that_any_process_of_a_machine_found_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "machine_id", lambda: "mine")
+    monkeypatch.setattr(plan, "memory", lambda: Memory(4 * GB, 3 * GB))
+    options = Options(target=TARGET, stages=["tcp://a:1", "tcp://a:2", "tcp://here:1"])
+    big, small = Memory(4 * GB, 2 * GB), Memory(4 * GB, SPARE + GB // 20)
+    with pytest.raises(UserError, match="of the machine of tcp://a:1, which can give 50 MB"):
+        outline(options).meet(["a", "a", "mine"], [big, small, big])
+    with pytest.raises(UserError, match="of this machine, which can give 50 MB"):
+        outline(options).meet(["a", "a", "mine"], [big, big, small])
+
+
+def test_a_container_has_the_memory_that_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "machine_id", lambda: "mine")
+    monkeypatch.setattr(plan, "memory", lambda: Memory(4 * GB, 3 * GB))
+    options = Options(target=TARGET, stages=["tcp://here:1", "tcp://here:2"])
+    with pytest.raises(UserError, match="of the container of tcp://here:2, which can give 50 MB"):
+        outline(options).meet(["mine", "mine"], [Memory(4 * GB, 3 * GB), Memory(GB, SPARE + GB // 20)])
+
+
 def test_what_is_needed_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "machine_id", lambda: "mine")
     monkeypatch.setattr(plan, "memory", lambda: Memory(4 * GB, 3 * GB))
@@ -190,12 +210,12 @@ def test_what_is_needed_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
         told.extend([now] if worker == "memory" else [])
 
     plan.make_plan(Options(target=TARGET, draft=DRAFT, stages=2), report)
-    words = r"Memory needed on this machine \(3\.0 GB free\) stage 0 \d+ MB, stage 1 \d+ MB, the draft \d+ MB; "
+    words = r"Memory needed on this machine \(3\.0 GB free\): stage 0 \d+ MB, stage 1 \d+ MB, the draft \d+ MB; "
     assert len(told) == 1 and re.fullmatch(words + r"each of the context's 1,024 tokens costs 8\.6 kB\.", told[0]), told
     told.clear()
     remote = plan.make_plan(Options(target=TARGET, draft=DRAFT, stages=["tcp://a:1", "tcp://b:1"]), report)
     assert not told
     remote.meet(["a", "mine"], [Memory(4 * GB, 2 * GB), None])
-    words = r"Memory needed on the machine of tcp://a:1 \(2\.0 GB free\) stage 0 \d+ MB; on this machine "
-    words += r"\(3\.0 GB free\) stage 1 \d+ MB, the draft \d+ MB; each of"
+    words = r"Memory needed on the machine of tcp://a:1 \(2\.0 GB free\): stage 0 \d+ MB; on this machine "
+    words += r"\(3\.0 GB free\): stage 1 \d+ MB, the draft \d+ MB; each of"
     assert len(told) == 1 and re.match(words, told[0]), told

@@ -269,3 +269,8 @@ def test_a_cache_folder_that_cannot_be_is_told(source: Source, tmp_path: Path, m
     monkeypatch.setenv("PIPEINFER_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="set PIPEINFER_CACHE"):
         cached_slice(source, 0, 2)
+
+
+def test_a_whole_model_needs_no_cache(tmp_path: Path) -> None:
+    source = Source.open(build(tmp_path / "model.gguf", MODELS["llama-tied"]))
+    assert cached_slices(source, [(0, 4)], cache_dir=source.path / "cache") == [source.path]

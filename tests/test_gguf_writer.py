@@ -9,7 +9,17 @@ from gguf import GGUFReader
 from tiny_models import MODELS, Tiny, build, gemma3_62
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf import ADDED, COPIED, LEFT_OUT, REWRITTEN, SlicePlan, Source, slice_plan, write_slice
+from pipeinfer_cpp.gguf import (
+    ADDED,
+    COPIED,
+    LEFT_OUT,
+    REWRITTEN,
+    SlicePlan,
+    Source,
+    cached_slices,
+    slice_plan,
+    write_slice,
+)
 
 
 @pytest.fixture
@@ -32,6 +42,7 @@ def test_every_key_and_tensor_is_accounted_for(name: str, tmp_path: Path) -> Non
         used |= {step.name for step in plan.tensors if step.origin}
         write_slice(plan, tmp_path / "slice.gguf")
         _check_written(plan, GGUFReader(tmp_path / "slice.gguf"), GGUFReader(source.path))
+        assert plan.data_bytes < (tmp_path / "slice.gguf").stat().st_blocks * 512 <= plan.file_bytes + 8192
     assert used == set(source.tensors)
 
 
@@ -108,8 +119,14 @@ def test_a_full_disk_is_told_before_anything_is_copied(
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"has 0\.0 GB free"):
-        write_slice(slice_plan(source, 0, 2), tmp_path / "slice.gguf")
+    plan = slice_plan(source, 0, 2)
+    with pytest.raises(UserError, match=r"^The slice needs 5 MB and .* has 0 MB free: "):
+        write_slice(plan, tmp_path / "slice.gguf")
+    usage.free = plan.data_bytes + 1000  # not enough for the header
+    with pytest.raises(UserError, match="MB free"):
+        write_slice(plan, tmp_path / "slice.gguf")
+    with pytest.raises(UserError, match=r"^The 2 slices need \d MB and .* has 0 MB free: "):
+        cached_slices(source, [(0, 2), (2, 4)], cache_dir=tmp_path / "cache")
     assert not (tmp_path / "slice.gguf").exists() and not list(tmp_path.glob(".*.part"))
 
 

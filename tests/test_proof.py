@@ -12,9 +12,12 @@ from sampler_helpers import TARGET
 from specimens import specimen
 from tiny_models import build, gemma3_62
 
-from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.gguf import Cuts, Source, even_split
+from pipeinfer_cpp.options import Options
+from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.proof.prove import prove
+from pipeinfer_cpp.ui.progress import opening
 
 
 def source_of(name: str, tmp_path: Path) -> Source:
@@ -68,6 +71,30 @@ def test_an_unknown_architecture_whose_small_model_ends_llama_cpp_is_refused(tmp
     source = source_of("chameleon", tmp_path)
     with pytest.raises(UserError, match=r"'chameleon', which no test covers.*llama\.cpp ended with SIGABRT: ggml\.c"):
         prove(source, [(0, 4), (4, 8)], cache_dir=tmp_path)
+
+
+def test_a_known_architecture_whose_small_model_ends_llama_cpp_is_refused(tmp_path: Path) -> None:
+    source = source_of("gemma4-e-16", tmp_path)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"cannot be cut: .*llama\.cpp ended with SIGABRT: llama-kv-cache"):
+            prove(source, [(0, 8), (8, 16)], cache_dir=tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 1
+
+
+def test_a_proof_that_cannot_be_kept_is_one(tmp_path: Path) -> None:
+    source = Source.open(TARGET)
+    (tmp_path / "file").touch()
+    assert prove(source, even_split(source.n_layers, 2), cache_dir=tmp_path / "file" / "cache").outcome == "equal"
+
+
+def test_what_could_not_be_tested_is_said_where_the_start_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = dataclasses.replace(specimen("qwen3"), lacks=lambda name: name == "output_norm.weight")
+    options = Options(target=spec.build(tmp_path / "m.gguf"), stages=2)
+    with pytest.raises(PipeInferError, match="Stage"), opening("Starting") as report:
+        Pipeline(options, report)
+    assert "Note: No small model like m.gguf could be made" in capsys.readouterr().err
 
 
 def test_a_known_architecture_whose_small_model_cannot_be_made_is_cut_with_a_note(tmp_path: Path) -> None:

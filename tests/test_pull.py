@@ -89,7 +89,7 @@ def test_parts_of_two_states_of_the_repository(hub: Hub) -> None:
         if "00002" in name:
             hub.commit = "f" * 40
 
-    with pytest.raises(PipeInferError, match=r"was changed on Hugging Face while it was fetched\. Run the pull again"):
+    with pytest.raises(PipeInferError, match=r"was changed on Hugging Face while it was fetched\. Try again"):
         pull(IN_PARTS, new_commit)
     assert pull(IN_PARTS).is_file() and len(hub.gets) == 3  # the content was here
 
@@ -114,7 +114,8 @@ def test_a_broken_connection_is_taken_up_again_at_once(hub: Hub, capfd: pytest.C
 
 def test_the_second_pull_goes_on(hub: Hub, home: Path) -> None:
     hub.breaks = [700_000] + [0] * 5  # then nothing more, as often as the client tries
-    with pytest.raises(PipeInferError, match=r"toy\.gguf could not be fetched .* Run the pull again to go on\.$"):
+    said = r"toy\.gguf could not be fetched .* Try again: what has arrived is kept\.$"
+    with pytest.raises(PipeInferError, match=said):
         pull(FILE)
     assert nothing_passes_for_whole(home)
     [part] = left(home, "*part")
@@ -152,7 +153,7 @@ def test_a_damaged_partial_file(hub: Hub, home: Path, wrong: bytes) -> None:
     (blobs / f"{hashlib.sha256(DATA).hexdigest()}.pipeinfer-part").write_bytes(wrong)
     if len(wrong) <= len(DATA):
         with pytest.raises(
-            PipeInferError, match=r"toy\.gguf arrived damaged and was thrown away\. Run the pull again\."
+            PipeInferError, match=r"toy\.gguf arrived damaged and was thrown away\. Try again\."
         ):
             pull(FILE)
         assert nothing_passes_for_whole(home) and not left(home, "*part")
@@ -184,9 +185,22 @@ def test_refused(hub: Hub, home: Path, file: ModelFile, said: str) -> None:
 
 def test_server_down(hub: Hub, home: Path) -> None:
     hub.stop()
-    with pytest.raises(PipeInferError, match=r"^maker/toys/small/toy\.gguf could not be fetched \(.*\)") as caught:
+    said = r"toy\.gguf could not be fetched \(Hugging Face at 127\.0\.0\.1:\d+ refuses the connection\)"
+    with pytest.raises(PipeInferError, match=said) as caught:
         pull(FILE)
     assert "\n" not in str(caught.value) and nothing_passes_for_whole(home)
+
+
+def test_a_hub_that_is_not_found_is_said_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    from pipeinfer_cpp.models.hub import find
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+    said = r"^a/b could not be fetched \(Hugging Face at hub\.invalid is not found: "
+    with pytest.raises(PipeInferError, match=said) as caught:
+        find("a/b:c")
+    assert "Errno" not in str(caught.value) and "pull" not in str(caught.value)
 
 
 def test_server_goes_down_at_the_very_end(hub: Hub, home: Path) -> None:

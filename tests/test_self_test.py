@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +24,13 @@ from tiny_models import MODELS, Tiny, build
 from pipeinfer_cpp import Pipeline, Sampling
 from pipeinfer_cpp.gguf import Source, cached_slice, inflation, slice_plan, write_inflated, write_slice
 from pipeinfer_cpp.gguf.cuts import Cuts
-from pipeinfer_cpp.gguf.kinds import samples_of
+from pipeinfer_cpp.gguf.kinds import Sample, samples_of
 from pipeinfer_cpp.llama import selftest
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.node_values import NodeValues
 from pipeinfer_cpp.llama.selftest import Found, examine
 from pipeinfer_cpp.workers import probe as probe_module
-from pipeinfer_cpp.workers.probe import Setup, probe
+from pipeinfer_cpp.workers.probe import Setup, _cut, probe
 
 EXACT = Setup("q8_0", True, 1, 0, 1024, 8, True)
 ROWS = Setup("f16", False, 1, 0, 1024, 8, True)
@@ -146,6 +149,29 @@ def test_stages_share_the_work(tests: list[str]) -> None:
     for stage in stages:
         stage.join(60)
     assert found == {0: 8, 6: 8} and len(tests) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells where a file is")
+def test_samples_lie_in_memory_only_where_the_stage_takes_more_than_they(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source.open(TARGET)
+    head, layer = samples_of(source, 6, 12)
+
+    def place(sample: Sample, layers: tuple[int, int]) -> str:
+        with _cut(source, sample, layers) as name:
+            assert Source.open(name).n_layers == 1
+            return os.readlink(name)
+
+    assert place(layer, (0, 11)).startswith("/memfd:")
+    assert place(head, (10, 12)).startswith(str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").glob("tmp*"))
+
+    def full(**_: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(probe_module.tempfile, "TemporaryFile", full)
+    assert place(head, (10, 12)).startswith("/memfd:")
 
 
 @pytest.fixture

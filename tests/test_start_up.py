@@ -35,7 +35,8 @@ def test_every_worker_tells_what_it_does_and_the_second_start_finds_all() -> Non
     for stage in ("Stage 0", "Stage 1"):
         assert of(stage)[:2] == ["starting", "cutting the slice"] and of(stage)[-1] == "ready"
         assert "loading the layers" in of(stage)
-    assert "testing exactness" in of("Stage 0") + of("Stage 1")
+    # Samples of the model are gone before the slice takes its memory.
+    assert of("Stage 1").index("testing exactness") < of("Stage 1").index("loading the layers")
     assert of("The draft worker") == ["starting", "loading", "ready"]
     said.clear()
     began = time.monotonic()

@@ -69,7 +69,7 @@ def _nobody_reads(error: BaseException) -> bool:
 
 
 def _explain(error: Exception, args: Sequence[str]) -> int:
-    """One line on stderr. Returns the exit code."""
+    """One line on stderr; on a terminal it is broken between words. Returns the exit code."""
     from pipeinfer_cpp.errors import PipeInferError
 
     if os.environ.get("PIPEINFER_DEBUG"):
@@ -91,8 +91,14 @@ def _explain(error: Exception, args: Sequence[str]) -> int:
         text, code = _refused(error), 1
     else:
         text, code = f"This is a mistake in pipeinfer ({type(error).__name__}: {error}). {_reported(error, args)}", 1
+    text = f"Error: {' '.join(text.split())}"
     with contextlib.suppress(OSError):  # stderr may be on the full disk too
-        print("Error:", " ".join(text.split()), file=sys.stderr, flush=True)
+        if sys.stderr is not None and sys.stderr.isatty():
+            from pipeinfer_cpp.ui.consoles import err
+            from pipeinfer_cpp.ui.wrapping import filled
+
+            text = filled(text, err().width)
+        print(text, file=sys.stderr, flush=True)
     return int(code)
 
 

@@ -64,6 +64,8 @@ def bench(
             raise UserError(f"{name} must be between 1 and 1000.")
     if not 8 <= max_tokens <= 4096:
         raise UserError("--max-tokens must be between 8 and 4096.")
+    if baseline is not None and output is not None and baseline.resolve() == output.resolve():
+        raise UserError(f"--baseline and --output are both {output}: the result would replace what it is judged by.")
     options = pipeline_options.options()
     chosen = find_suite(suite, prompt_file)
     arms = parse_arms(modes or "off,sync:4,async")
@@ -89,6 +91,11 @@ def bench(
         book.add(cell, key, comparison)
         show(comparison, str(cell))
     finished = [book.done[book.key(cell, configuration)] for cell in cells]
+    if total > 1:
+        from pipeinfer_cpp.ui.consoles import out
+        from pipeinfer_cpp.ui.measurements import grid_table
+
+        out().print(grid_table({done.cell: done.comparison for done in finished}))
     if plot is not None:
         from pipeinfer_cpp.lab.plots import bars
 

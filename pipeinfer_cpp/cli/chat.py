@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
+from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.cli.common import DEFAULT_PAIR, PipelineOptions, SamplingOptions
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.errors import UserError
@@ -14,8 +17,9 @@ from pipeinfer_cpp.gguf import Source
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.chat_template import ChatTemplate
+    from pipeinfer_cpp.llama.chat_templates import BuiltinTemplate
+    from pipeinfer_cpp.llama.vocabulary import Vocabulary
     from pipeinfer_cpp.models import Pair
-    from pipeinfer_cpp.pipeline import Pipeline
 
 
 @with_options(PipelineOptions, SamplingOptions)
@@ -27,31 +31,50 @@ def chat(
     show_draft: Annotated[
         bool, typer.Option("--show-draft", help="Colour each token by where it came from: draft, sibling or target.")
     ] = False,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(help="Another chat template than the model's: a Jinja file, or a name.", metavar="FILE|NAME"),
+    ] = None,
+    kwargs: Annotated[
+        str | None,
+        typer.Option("--chat-template-kwargs", help="Variables of the template, as JSON.", metavar="JSON"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest chat, or with number N.")] = False,
+    number: Annotated[int | None, typer.Argument(metavar="[N]", help="Of --resume: 1 is the newest.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the answers, and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="All figures behind each answer.")] = False,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Keep neither this chat nor what is typed.")] = False,
 ) -> None:
     """Chat with a model. Ctrl-C ends an answer; /help lists what can be done between answers."""
     sampling = sampling_options.sampling()
     options = pipeline_options.options()
     if max_tokens < 1:
         raise UserError("--max-tokens must be at least 1.")
+    template, variables = _given_template(chat_template), _variables(kwargs)
+    if variables and template is not None and not isinstance(template, str):
+        raise UserError(f"The built-in chat template {chat_template} takes no --chat-template-kwargs.")
+    if number is not None and not resume:
+        raise UserError(f"{number} is not an argument of its own: --resume {number} goes on with that chat.")
     from pipeinfer_cpp.cli.fetching import offer_to_pull, with_files
 
     if options.pair is not None:
         offer_to_pull(options.pair, Path(options.models) if options.models else None)
     options = with_files(options)
     if options.target is not None and Path(options.target).is_file():
-        _template(Source.open(options.target), None)  # said now, not after a minute of loading
+        template_of(Source.open(options.target), None, None, template, variables)  # said now, not after loading
 
     from pipeinfer_cpp.cli.chat_session import ChatSession
     from pipeinfer_cpp.cli.chat_settings import ChatSettings
+    from pipeinfer_cpp.cli.chat_store import ChatStore, state_dir
     from pipeinfer_cpp.cli.opened import opened
-    from pipeinfer_cpp.cli.reader import Reader
+    from pipeinfer_cpp.cli.reader import Reader, quiet_typing
     from pipeinfer_cpp.conversation import Conversation
     from pipeinfer_cpp.ui.consoles import notice, warn
 
     with opened(options, drafts="ask") as pipeline:
         pipeline.check_grammar(sampling)
         conversation = Conversation(
-            template_of(pipeline),
+            template_of(pipeline.plan.target, pipeline.plan.pair, pipeline.vocabulary, template, variables),
             pipeline.vocabulary,
             pipeline.settings.n_ctx,
             model=pipeline.plan.target.sha256,
@@ -61,31 +84,74 @@ def chat(
         settings = ChatSettings(
             pipeline, conversation, sampling, max_tokens=max_tokens, stop=stop, show_draft=show_draft
         )
-        for warning in pipeline.warnings:
+        for warning in pipeline.warnings if not quiet else ():
             warn(warning)
-        reader = Reader()
-        if reader.interactive:
+        reader = Reader(lambda: session.words, None if no_save else state_dir() / "history")
+        session = ChatSession(pipeline, conversation, settings, reader, ChatStore(enabled=not no_save))
+        session.figures = 0 if quiet else 2 if verbose else 1
+        if reader.interactive and not quiet:
             notice(f"Chatting with {pipeline.plan.target.name}. /help shows what you can do, Ctrl-D leaves.")
-        ChatSession(pipeline, conversation, settings, reader).run()
+        try:
+            with quiet_typing():
+                if resume:
+                    session.resume(number or 1, keep_seed=sampling_options.seed is not None)
+                session.run()
+        finally:
+            session.close()
+    if session.failed and not session.answers and not reader.interactive:
+        raise typer.Exit(1)
 
 
-def template_of(pipeline: Pipeline) -> ChatTemplate:
-    """The GGUF's chat template, else the pair's. Raises UserError when there is neither."""
+def template_of(
+    target: Source,
+    pair: Pair | None,
+    vocabulary: Vocabulary | None,
+    given: str | BuiltinTemplate | None,
+    variables: dict[str, Any],
+) -> ChatTemplate | BuiltinTemplate:
+    """The one that was given (its Jinja text, or a built-in one), else the GGUF's, else the pair's.
+    Raises UserError when there is none."""
     from pipeinfer_cpp.chat_template import ChatTemplate
+    from pipeinfer_cpp.llama.chat_templates import builtin_names
 
-    plan, vocabulary = pipeline.plan, pipeline.vocabulary
-    text = _template(plan.target, plan.pair)
-    return ChatTemplate(text, bos=vocabulary.name(vocabulary.bos), eos=vocabulary.name(vocabulary.eos))
-
-
-def _template(target: Source, pair: Pair | None) -> str:
-    text = target.chat_template or (pair.chat_template if pair else None)
+    if given is not None and not isinstance(given, str):
+        return given
+    text = given or target.chat_template or (pair.chat_template if pair else None)
     if not text:
         raise UserError(
             f"{target.path.name} has no chat template: continue a text with `pipeinfer generate`, "
-            "or give it a pair with a chat_template in models.toml."
+            "give the model a pair with a chat_template in models.toml, or name one with --chat-template: "
+            f"a file, or one of {', '.join(builtin_names())}."
         )
-    return text
+    if vocabulary is None:
+        return ChatTemplate(text, variables=variables)
+    bos, eos = vocabulary.name(vocabulary.bos), vocabulary.name(vocabulary.eos)
+    return ChatTemplate(text, bos=bos, eos=eos, variables=variables)
+
+
+def _given_template(given: str | None) -> str | BuiltinTemplate | None:
+    """What --chat-template names. Raises UserError when it is nothing."""
+    if given is None:
+        return None
+    from pipeinfer_cpp.llama.chat_templates import BuiltinTemplate, builtin_names
+
+    names = builtin_names()
+    if given in names:
+        return BuiltinTemplate(given)
+    if not Path(given).expanduser().is_file():
+        near = difflib.get_close_matches(given, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
+        raise UserError(f"--chat-template {given} is neither a file nor a name that llama.cpp knows: {hint}")
+    return parsing.text_of(Path(given).expanduser(), "--chat-template")
+
+
+def _variables(text: str | None) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any]) if text is not None else {}
+    except msgspec.MsgspecError:
+        raise UserError(
+            f"--chat-template-kwargs {text!r} is not a JSON object, such as '{{\"enable_thinking\": false}}'."
+        ) from None
 
 
 __all__ = ["DEFAULT_PAIR", "chat", "template_of"]

@@ -15,8 +15,10 @@ from pipeinfer_cpp.conversation import Conversation
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.thinking import Thinking
 
-_ENGINE: dict[str, Callable[[str], Any]] = {"mode": str, "draft_max": int, "cutoff": float}
+_ENGINE_KINDS: dict[str, Callable[[str], Any]] = {"mode": str, "draft_max": int, "cutoff": float}
+ENGINE_SETTINGS = tuple(_ENGINE_KINDS)
 _SAMPLING: dict[str, Callable[[str], Any]] = {
     "temp": float,
     "top_k": int,
@@ -29,6 +31,8 @@ _SAMPLING: dict[str, Callable[[str], Any]] = {
     "frequency_penalty": float,
     "seed": int,
 }
+THINK = ("on", "fold", "off")
+"""Thoughts are shown, folded into one word, or (where the template can ask for that) not thought."""
 _OFF = ("", "off", "none")
 
 
@@ -45,8 +49,10 @@ class ChatSettings:
         stop: tuple[str, ...] = (),
         show_draft: bool = False,
     ) -> None:
-        self._pipeline, self._conversation = pipeline, conversation
+        self.pipeline, self._conversation = pipeline, conversation
         self.sampling, self.max_tokens, self.stop, self.show_draft = sampling, max_tokens, stop, show_draft
+        self.thinking = Thinking(conversation.template.source)
+        self.think = "on"
         self._setters: dict[str, Callable[[str], None]] = {
             **{name: self._sampler_of(name, kind) for name, kind in _SAMPLING.items()},
             "logit_bias": self._set_bias,
@@ -60,18 +66,23 @@ class ChatSettings:
             "stop": self._set_stop,
             "system": self._set_system,
             "show_draft": self._set_show_draft,
-            **{name: self._engine_of(name, kind) for name, kind in _ENGINE.items()},
+            "think": self._set_think,
+            **{name: self._engine_of(name, kind) for name, kind in _ENGINE_KINDS.items()},
         }
 
     @property
     def reserve(self) -> int:
         """Positions to keep free for an answer: its length, at most a quarter of the context."""
-        return min(self.max_tokens, self._pipeline.settings.n_ctx // 4)
+        return min(self.max_tokens, self.pipeline.settings.n_ctx // 4)
 
     def new_seed(self) -> int:
         """Another seed, which follows from the one before: a chat with --seed can be repeated."""
         self.sampling = msgspec.structs.replace(self.sampling, seed=(self.sampling.seed + 1) % 2**63)
         return self.sampling.seed
+
+    def seed(self, seed: int) -> None:
+        """The next answer's."""
+        self.sampling = msgspec.structs.replace(self.sampling, seed=seed)
 
     def set(self, name: str, value: str) -> None:
         name = name.strip().lstrip("-").replace("-", "_")
@@ -85,13 +96,14 @@ class ChatSettings:
 
     def shown(self) -> dict[str, str]:
         """Every setting with its value, as text."""
-        s, engine = self.sampling, self._pipeline.settings
+        s, engine = self.sampling, self.pipeline.settings
         bias = " ".join(f"{token}{amount:+g}" for token, amount in s.logit_bias.items())
         values: dict[str, object] = {name: getattr(s, "typical_p" if name == "typical" else name) for name in _SAMPLING}
         values |= {"logit_bias": bias, "grammar": s.grammar or "", "json_schema": s.json_schema or ""}
         values |= {"max_tokens": self.max_tokens, "stop": " ".join(map(repr, self.stop))}
         values |= {"system": self._conversation.system, "show_draft": "on" if self.show_draft else "off"}
-        values |= {name: getattr(engine, name) for name in _ENGINE}
+        values |= {"think": self.think}
+        values |= {name: getattr(engine, name) for name in ENGINE_SETTINGS}
         return {name: str(value) if value != "" else "off" for name, value in values.items()}
 
     # -------------------------------------------------------------------------------------- setters
@@ -110,23 +122,23 @@ class ChatSettings:
     def _engine_of(self, name: str, kind: Callable[[str], Any]) -> Callable[[str], None]:
         def change(text: str) -> None:
             value = _parsed(name, kind, text)
-            dataclasses.replace(self._pipeline.plan.options, **{name: value}).check()
-            if name == "mode" and value != "off" and self._pipeline.plan.draft is None:
+            dataclasses.replace(self.pipeline.plan.options, **{name: value}).check()
+            if name == "mode" and value != "off" and self.pipeline.plan.draft is None:
                 raise UserError(f"mode {value} needs a draft model: start the chat with one.")
-            self._pipeline.configure(**{name: value})
+            self.pipeline.configure(**{name: value})
 
         return change
 
     def _change(self, **values: Any) -> None:
         sampling = msgspec.structs.replace(self.sampling, **values)
         sampling.check()
-        self._pipeline.check_grammar(sampling)
+        self.pipeline.check_grammar(sampling)
         self.sampling = sampling
 
     def _set_bias(self, text: str) -> None:
         bias = {} if text.lower() in _OFF else parsing.logit_bias(text.replace(",", " ").split())
-        if any(token >= self._pipeline.vocabulary.size for token in bias):
-            raise UserError(f"logit_bias: the vocabulary has {self._pipeline.vocabulary.size} tokens.")
+        if any(token >= self.pipeline.vocabulary.size for token in bias):
+            raise UserError(f"logit_bias: the vocabulary has {self.pipeline.vocabulary.size} tokens.")
         self._change(logit_bias=bias)
 
     def _set_grammar(self, name: str, text: str) -> None:
@@ -148,6 +160,16 @@ class ChatSettings:
 
     def _set_system(self, text: str) -> None:
         self._conversation.system = "" if text.lower() in _OFF else text
+
+    def _set_think(self, text: str) -> None:
+        if (how := text.lower()) not in THINK:
+            raise UserError(f"think is one of {', '.join(THINK)}.")
+        switch, variables = self.thinking.switch, self._conversation.template.variables
+        if switch is None:
+            how = "fold" if how == "off" else how
+        else:
+            variables[switch] = how != "off"
+        self.think = how
 
     def _set_show_draft(self, text: str) -> None:
         if text.lower() not in ("on", "off"):

@@ -108,6 +108,13 @@ class PipelineOptions:
             rich_help_panel=_PIPELINE,
         ),
     ] = "f32"
+    patience: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that a stage on another machine may be silent before it is given up.",
+            rich_help_panel=_PIPELINE,
+        ),
+    ] = 10.0
     exact: Annotated[
         bool | None,
         typer.Option(
@@ -176,6 +183,7 @@ class PipelineOptions:
             flash_attn=self.flash_attn,
             gpu_layers=self.gpu_layers,
             wire=self.wire.split(",") if "," in self.wire else self.wire,
+            patience=self.patience,
             exact=self.exact,
             branches=self.branches,
             cutoff=self.cutoff,

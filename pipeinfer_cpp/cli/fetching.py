@@ -52,27 +52,25 @@ def with_files(options: Options) -> Options:
     return replace(options, target=target, draft=draft)
 
 
-def with_draft(options: Options, *, ask: bool) -> Options:
+def with_draft(options: Options, *, ask: bool) -> tuple[Options, str | None]:
     """For a target without a draft: one that fits among the models on this machine, if the user takes it. Where
-    nobody can be asked a line says that there is one."""
+    nobody can be asked, a line to be shown once the target turns out to run."""
     if options.target is None or options.draft is not None or options.mode == "off":
-        return options
+        return options, None
     from pipeinfer_cpp.gguf import Source
     from pipeinfer_cpp.models import load_registry
     from pipeinfer_cpp.models.drafts import find_draft
     from pipeinfer_cpp.models.sizes import size_text
-    from pipeinfer_cpp.ui.consoles import notice
 
     draft = find_draft(Source.open(options.target), load_registry(Path(options.models) if options.models else None))
     if draft is None:
-        return options
+        return options, None
     what = f"{draft.path.name} ({size_text(draft.size)}) is on this machine and has the same vocabulary"
     if not (ask and interactive()):
-        notice(f"{what}: --draft {draft.path} lets it draft.")
-        return options
+        return options, f"{what}: --draft {draft.path} lets it draft."
     if typer.confirm(f"{what}. Let it draft?", default=True, err=True):
-        return replace(options, draft=draft.path)
-    return options
+        return replace(options, draft=draft.path), None
+    return options, None
 
 
 def offer_to_pull(name: str, models: Path | None) -> None:

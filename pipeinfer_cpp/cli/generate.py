@@ -125,7 +125,8 @@ def _asked(pipeline: Pipeline, text: str) -> str | list[int]:
     plan = pipeline.plan
     if not text or not (plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)):
         return text
-    conversation = Conversation(template_of(pipeline), pipeline.vocabulary, pipeline.settings.n_ctx)
+    template = template_of(plan.target, plan.pair, pipeline.vocabulary, None, {})
+    conversation = Conversation(template, pipeline.vocabulary, pipeline.settings.n_ctx)
     return conversation.ask(text, reserve=1).tokens
 
 

@@ -57,6 +57,10 @@ def inspect(
 
     With --stages also what each stage needs of memory, what a token of the context costs, and what is free.
     """
+    if ctx_size is not None and stages is None and split is None:
+        raise UserError("--ctx-size says how much memory stages need: give --stages N with it.")
+    from rich.text import Text
+
     from pipeinfer_cpp.gguf import Source
     from pipeinfer_cpp.models import load_registry
     from pipeinfer_cpp.ui.consoles import out
@@ -64,8 +68,7 @@ def inspect(
 
     pair = None if _is_file(what) else load_registry(models).pair(what)
     files: list[tuple[str, Path]] = [("", _file_of(what, models))] if pair is None else []
-    if pair is not None and not as_json:
-        out().print(pair_lines(pair))
+    shown: list[Any] = [pair_lines(pair)] if pair is not None else []
     for part, model in (("target", pair.target), ("draft", pair.draft)) if pair is not None else ():
         if model is None:
             continue
@@ -74,30 +77,31 @@ def inspect(
             raise UserError(f"The {part} of {what}, {model.path}, does not exist: mend models.toml.")
         if here is not None:
             files.append((part, here))
-        elif not as_json:
-            typer.echo(f"{part}: {model.name} is not on this machine; `pipeinfer models pull {what}` gets it.")
+        else:
+            shown.append(Text(f"{part}: {model.name} is not on this machine; `pipeinfer models pull {what}` gets it."))
     sources = {part: Source.open(path) for part, path in files}
     fields: dict[str, Any] = {part or "model": source_fields(source) for part, source in sources.items()}
-    if not as_json:
-        for part, source in sources.items():
-            out().print(source_table(source, part))
-        if len(sources) == 2:
-            out().print(fit_line(*sources.values()))
+    shown += [source_table(source, part) for part, source in sources.items()]
+    if len(sources) == 2:
+        shown.append(fit_line(*sources.values()))
     target = sources.get("target", sources.get(""))
     if target is not None and (stages is not None or split is not None):
-        fields["memory"] = _weighed(target.path, sources.get("draft"), stages, split, ctx_size, as_json)
+        fields["memory"], table = _weighed(target.path, sources.get("draft"), stages, split, ctx_size)
+        shown.append(table)
     if as_json:
         _write(fields)
+    else:
+        for one in shown:
+            out().print(one)
 
 
 def _weighed(
-    target: Path, draft: Any, stages: int | None, split: str | None, ctx: int | None, as_json: bool
-) -> dict[str, Any]:
-    """What a pipeline of these files needs here: shown as a table, or for programs."""
+    target: Path, draft: Any, stages: int | None, split: str | None, ctx: int | None
+) -> tuple[dict[str, Any], Any]:
+    """What a pipeline of these files needs here, for programs and as a table."""
     from pipeinfer_cpp.cluster.plan import outline
     from pipeinfer_cpp.gguf.splits import parse_shares
     from pipeinfer_cpp.options import Options
-    from pipeinfer_cpp.ui.consoles import out
     from pipeinfer_cpp.ui.memory_tables import memory_fields, memory_table
 
     shares = parse_shares(split) if split is not None else None
@@ -108,9 +112,8 @@ def _weighed(
     options.check()
     plan = outline(options, strict=False)
     assert plan.fit is not None
-    if not as_json:
-        out().print(memory_table(plan.fit, plan.settings.n_ctx, plan.trained_ctx))
-    return memory_fields(plan.fit, plan.settings.n_ctx, plan.trained_ctx)
+    what = plan.fit, plan.settings.n_ctx, plan.trained_ctx
+    return memory_fields(*what), memory_table(*what)
 
 
 @app.command()

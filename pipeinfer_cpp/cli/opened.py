@@ -20,22 +20,27 @@ def opened(options: Options, drafts: Literal["ask", "tell", "none"] = "none") ->
     """Opened with bars, closed whatever happens, without interruption. Models that are named as on Hugging Face
     are fetched first; `drafts`: whether a draft that is here is offered where none was named."""
     options = with_files(options)
+    hint = None
     if drafts != "none":
-        options = with_draft(options, ask=drafts == "ask")
+        options, hint = with_draft(options, ask=drafts == "ask")
     options.check()
     crew = Crew.of(options)  # before what takes long to import
     try:
         from pipeinfer_cpp.pipeline import Pipeline
+        from pipeinfer_cpp.ui.consoles import notice
         from pipeinfer_cpp.ui.progress import opening
 
         n = options.n_stages
         what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
         with opening(what) as report:
             pipeline = Pipeline(options, report, crew)
+        pipeline.on_notice = notice
     except BaseException:
         crew.close()
         raise
     try:
+        if hint is not None:
+            notice(hint)
         yield pipeline
     finally:
         with undisturbed():

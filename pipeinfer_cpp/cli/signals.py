@@ -43,10 +43,8 @@ def undisturbed() -> Iterator[None]:
 
 
 class OneInterrupt:
-    """Within the block the first Ctrl-C raises KeyboardInterrupt, and further ones wait for what it began.
-
-    The fourth raises again, for whoever has no patience.
-    """
+    """Within the block the first Ctrl-C raises KeyboardInterrupt, which asks for an orderly end; the second raises it
+    again, wherever that stands, and each further one too."""
 
     def __init__(self) -> None:
         self.presses = 0
@@ -63,5 +61,4 @@ class OneInterrupt:
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self.presses += 1
-        if self.presses in (1, 4):
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt

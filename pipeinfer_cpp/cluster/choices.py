@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeinfer_cpp.cluster.tuned import known, tuned_file, tuned_for
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import LayerRange, Source, check_split, even_split, fit_split, parse_layers, split_by_shares
@@ -63,8 +64,11 @@ def chosen_layers(options: Options, target: Source) -> tuple[list[LayerRange], l
     return ranges, notes
 
 
-def chosen_settings(options: Options, pair: Pair | None, target: Source, draft: Source | None) -> Settings:
-    """What was typed goes before the pair's entry, which goes before the defaults."""
+def chosen_settings(
+    options: Options, pair: Pair | None, target: Source, draft: Source | None
+) -> tuple[Settings, list[str]]:
+    """What was typed goes before what was tuned for these machines, then comes the pair's entry, then the defaults.
+    Also what the user should know of them."""
     wanted = {
         "branches": options.branches,
         "cutoff": options.cutoff,
@@ -77,8 +81,10 @@ def chosen_settings(options: Options, pair: Pair | None, target: Source, draft: 
         "mode": options.mode,
     }
     values: dict[str, object] = {"max_rows": MAX_ROWS}
+    tuned = tuned_for(options) if draft is not None else None
+    by_tune = {n: v for n, v in known(tuned).items() if wanted[n] is None} if tuned is not None else {}
     for name, typed in wanted.items():
-        entry = getattr(pair.speculation, name, None) if pair is not None else None
+        entry = by_tune.get(name, getattr(pair.speculation, name, None) if pair is not None else None)
         chosen = typed if typed is not None else entry
         if chosen is not None:
             values[name] = chosen
@@ -92,4 +98,8 @@ def chosen_settings(options: Options, pair: Pair | None, target: Source, draft: 
         raise UserError(f"--ctx-size {options.ctx} is more than the model was trained for ({trained}).")
     n_ctx = options.ctx or trained  # what fits is chosen when the machines are known
     values.update(mode=mode, n_ctx=n_ctx, chunk=options.chunk, ablate=frozenset(options.ablate))
-    return Settings(**values)  # type: ignore[arg-type]
+    notes = []
+    if by_tune:
+        shown = ", ".join(f"{name} {value}" for name, value in by_tune.items())
+        notes = [f"As tuned for this pair on these machines ({tuned_file()}): {shown}."]
+    return Settings(**values), notes  # type: ignore[arg-type]

@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from pipeinfer_cpp.cluster.outbox import Outbox
-from pipeinfer_cpp.cluster.session import Peer, WorkerDied
+from pipeinfer_cpp.cluster.session import Peer
 from pipeinfer_cpp.cluster.slowdown import Slowdown
 from pipeinfer_cpp.cluster.turn import Turn
+from pipeinfer_cpp.cluster.watch import PATROL, Notice, Watch, WorkerDied
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.engine import IDLE
@@ -21,10 +22,8 @@ from pipeinfer_cpp.results import Tally, Token
 from pipeinfer_cpp.text import TextStream
 from pipeinfer_cpp.trace import Trace
 
-PATROL = 0.05
-"""Seconds between looks at whether all workers live."""
-PING = 1.0
-"""Seconds between signs of life to the stages."""
+DEADLINE = 6.0
+"""A run that goes nowhere for so many times the patience with silence is given up, though all stages answer."""
 
 
 class Driver:
@@ -43,6 +42,8 @@ class Driver:
         trace: bool,
         active: bool = False,
         links: Sequence[LinkSpeed] = (),
+        patience: float = 10.0,
+        notice: Notice = lambda _text: None,
     ) -> None:
         self._stages, self._draft = list(stages), draft
         self._curves, self._piece = list(curves), piece
@@ -65,7 +66,13 @@ class Driver:
         self._emulated = bool(links)
         self._arrivals: Arrivals[tuple[Peer, msg.Message]] = Arrivals(links[1:])
         self._wake: float | None = None
-        self._patrolled = self._pinged = 0.0
+        self._patience = patience
+        self._watch = Watch(stages, patience, notice)
+        self._draft_watch = Watch([draft] if draft is not None else [], patience, lambda _text: None)
+        self._moved = clock()
+        """When a run last moved from one stage to the next."""
+        self._passed: dict[int, int] = {}
+        """The last run that each stage passed on."""
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="driver", daemon=True)
         self._thread.start()
@@ -162,6 +169,7 @@ class Driver:
 
     def _receive(self, peer: Peer, link: Link[msg.ToCoordinator]) -> None:
         while (message := link.receive()) is not None:
+            peer.heard = clock()
             if self._emulated and isinstance(message, msg.RunBack | msg.StageReady):
                 sent = message.sent if isinstance(message, msg.RunBack) else message.ended
                 self._arrivals.push(self._stages.index(peer), sent, 24, (peer, message))
@@ -171,6 +179,7 @@ class Driver:
     def _take(self, peer: Peer, message: msg.Message) -> None:
         match message:
             case msg.RunBack(run, dead, draws, memory, held):
+                self._moved = clock()
                 self.tally.memory_mb.update(memory)
                 self.held = held or self.held
                 if self._turn is not None and not dead:
@@ -203,6 +212,7 @@ class Driver:
 
     def _stage_ready(self, peer: Peer, ready: msg.StageReady) -> None:
         done = ready.outcome == "done"
+        self._moved, self._passed[ready.stage] = clock(), ready.run
         if ready.outcome == "aborted":
             self.tally.aborted.add(ready.run)
         if self._outbox.decodes(ready.run):
@@ -240,6 +250,8 @@ class Driver:
     def _carry_out(self, action: ev.Action) -> None:
         match action:
             case ev.Dispatch(run):
+                if len(self.engine.pipe) <= 1:
+                    self._moved = clock()
                 self._outbox.dispatch(run, len(self.engine.pipe))
             case ev.Cancel(runs):
                 self._outbox.cancel(runs)
@@ -285,23 +297,39 @@ class Driver:
         turn.end(result)
 
     def _patrol(self) -> None:
-        now = clock()
-        if now - self._patrolled >= PATROL:
-            self._patrolled = now
-            for stage in self._stages:
-                stage.check()
-            if self._draft is not None and self.engine.drafts.alive:
-                try:
-                    self._draft.check()
-                except WorkerDied as error:
-                    self._lose_draft(str(error))
-        if now - self._pinged >= PING:
-            self._pinged = now
-            for stage in self._stages:
-                stage.link.send(msg.Ping(now))
+        for _, death in self._watch.look():
+            raise death
+        for _, death in self._draft_watch.look():
+            self._lose_draft(str(death))
+        if (draft := self._draft) is not None and draft in self._draft_watch.quiet:
+            process = draft.process
+            if clock() - draft.heard > self._patience or (process is not None and process.stopped()):
+                self._lose_draft(f"{draft.name} does not answer any more, though its process is there")
+        in_flight = self.engine.pipe.in_flight
+        if self._watch.quiet or not in_flight:
+            self._moved = clock()  # silence is judged by the watch
+        elif clock() - self._moved > max(DEADLINE * self._patience, 20 * self._longest()):
+            self._give_up(min(in_flight))
+
+    def _longest(self) -> float:
+        """Seconds that a stage may take for a run."""
+        settings = self.engine.settings
+        return max(curve(max(settings.chunk, settings.max_rows)) for curve in self._curves)
+
+    def _give_up(self, run: int) -> None:
+        """A run came no further, though everybody answers."""
+        at = next((i for i in range(len(self._stages)) if self._passed.get(i, 0) < run), len(self._stages) - 1)
+        stage = self._stages[at]
+        where = f" at {stage.address}" if stage.remote else ""
+        slow = "; on a slow network a smaller --wire (bf16, q8) or more --patience helps" if stage.remote else ""
+        raise WorkerDied(
+            f"{stage.name}{where} answers, but run {run} has not come from it for {clock() - self._moved:.0f} s{slow}."
+        )
 
     def _lose_draft(self, reason: str) -> None:
         self.draft_note = f"The draft worker is gone, so this goes on without speculation ({reason.rstrip('.')})."
         self.tally.warnings.append(self.draft_note)
+        if self._draft is not None and self._draft in self._draft_watch.peers:
+            self._draft_watch.lost(self._draft)
         self._draft = self._outbox.draft = None
         self._feed(ev.DraftLost())

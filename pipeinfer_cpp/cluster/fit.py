@@ -78,7 +78,7 @@ class Fit:
         places = []
         for machine, parts in needs.items():
             free = f" ({size_text(machine.memory.free)} free)" if machine.memory is not None else ""
-            places.append(f"on {machine.name}{free} {', '.join(parts)}")
+            places.append(f"on {machine.name}{free}: {', '.join(parts)}")
         return (
             f"Memory needed {'; '.join(places)}; each of the context's {n_ctx:,} tokens costs "
             f"{self.cell() / 1000:.1f} kB."

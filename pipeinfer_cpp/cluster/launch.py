@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,8 +96,16 @@ class Process:
         if code is None:
             return None
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        if code == -signal.SIGBUS:  # a page of a mapped file could not be had
+            return f"{how}: a file that it reads became shorter, or the file system of the cache is full or fails"
         said = self.last_output()
         return f"{how}; its last output: {said}" if said else f"{how} and said nothing"
+
+    def stopped(self) -> bool:
+        """Whether it is suspended (by SIGSTOP, say). False where the system does not tell."""
+        with contextlib.suppress(OSError, IndexError):
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        return False
 
     def last_output(self, n_lines: int = 3) -> str:
         with contextlib.suppress(OSError):

@@ -84,11 +84,21 @@ class Plan:
             self.report("memory", self.fit.sentence(self.settings.n_ctx), 0, 0)
 
     def _places(self, machines: Sequence[str], memories: Sequence[Memory | None]) -> list[Machine]:
-        """Where each stage runs. A machine with several is named by the first, and measured then."""
-        known = {machine_id(): Machine("this machine", memory())}
+        """Where each stage runs. A machine with several is named by the first, and has as little as any of them
+        found; a container with a limit of its own is a machine of its own."""
+        here = memory()
+        known: dict[tuple[str, int | None], Machine] = {}
+        known[machine_id(), here.total if here is not None else None] = Machine("this machine", here)
+        keys = []
         for machine, address, found in zip(machines, filter(None, self.addresses), memories, strict=True):
-            known.setdefault(machine, Machine(f"the machine of {address}", found))
-        return [known[machine] for machine in machines]
+            of_it = [key for key in known if key[0] == machine]
+            key = (machine, found.total) if found is not None else next(iter(of_it), (machine, None))
+            keys.append(key)
+            if key not in known:
+                known[key] = Machine(f"the {'container' if of_it else 'machine'} of {address}", found)
+            elif (before := known[key].memory) is not None and found is not None and found.free < before.free:
+                known[key] = replace(known[key], memory=found)
+        return [known[key] for key in keys]
 
     def _stage_room(self, n_ctx: int, kv_type: str) -> Room:
         n, settings = len(self.ranges), replace(self.settings, n_ctx=n_ctx)
@@ -145,6 +155,7 @@ class Plan:
                 wire_in=options.wire_of(index - 1),
                 wire_out=options.wire_of(index),
                 link=self.links[index] if self.links else None,
+                patience=options.patience,
             )
             for index, (first, end) in enumerate(self.ranges)
         ]
@@ -178,7 +189,10 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
     plan.tell()
     if report:
         report("coordinator", "testing the split on a small model of its kind", 0, 1)
-    plan.warnings += filter(None, [prove(plan.target, plan.ranges).note])
+    proof = prove(plan.target, plan.ranges)
+    plan.warnings += filter(None, [proof.note])
+    if report and proof.outcome == "untested":
+        report("note", proof.note, 0, 0)
     if report:
         report("coordinator", "preparing", 1, 1)
     return plan
@@ -198,7 +212,8 @@ def outline(options: Options, *, strict: bool = True) -> Plan:
         slice_plan(target, first, end)
     for link in range(n_stages - 1):
         codec(options.wire_of(link), row_width(target))
-    settings = chosen_settings(options, pair, target, draft)
+    settings, tuned = chosen_settings(options, pair, target, draft)
+    notes += tuned
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
     if exact and settings.branches > 1:
         raise UserError("--exact needs --branches 1, and this pair has more in models.toml.")

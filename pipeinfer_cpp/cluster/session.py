@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pipeinfer_cpp.cluster.launch import Process
+from pipeinfer_cpp.cluster.watch import QUIET, Watch, WorkerDied
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.memory import Memory
 from pipeinfer_cpp.net.messages import (
@@ -32,10 +33,6 @@ Report = Callable[[str, str, int, int], None]
 """(worker, what it does, done, total)"""
 
 
-class WorkerDied(PipeInferError):
-    """A stage or the draft worker ended or fell silent."""
-
-
 class Peer:
     """One worker as the coordinator sees it: a link, and the process where it is ours."""
 
@@ -50,11 +47,18 @@ class Peer:
         """Its monotonic clock minus ours, seconds (0 on this machine)."""
         self.memory: Memory | None = None
         """Of its machine, when it was greeted."""
+        self.heard = clock()
+        """When it last said anything, by our clock."""
         self._broken = False
 
     @property
     def remote(self) -> bool:
         return self.process is None
+
+    @property
+    def title(self) -> str:
+        """Its name, and its address where that says something to people."""
+        return f"{self.name} at {self.address}" if self.remote else self.name
 
     def check(self) -> None:
         """Raise WorkerDied when it is gone, naming it and its last output."""
@@ -67,14 +71,17 @@ class Peer:
                 time.sleep(0.05)  # the socket closes a moment before the process is reaped
                 death = self.process.death() or "does not answer any more, though its process is there"
                 raise WorkerDied(f"{self.name} {death}.")
-            raise WorkerDied(f"{self.name} at {self.address} is gone: see what it printed on its machine.")
+            raise WorkerDied(f"{self.title} is gone: see what it printed on its machine.")
 
-    def greet(self, session: str, timeout: float) -> str:
-        """Hello, Welcome. Returns the machine it runs on. Raises UserError when it is unreachable or of
-        another version."""
+    def hello(self, session: str) -> None:
+        """Begin to greet it. Say this to all before the first answer is waited for."""
         self.link.send(Hello(PROTOCOL, package_version(), llama_version(), "coordinator", session))
+
+    def greet(self, session: str, timeout: float, others: Sequence[Peer] = ()) -> str:
+        """Wait for the answer to `hello`. Returns the machine it runs on. Raises UserError when it is unreachable or
+        of another version, and what any of the `others` failed with meanwhile."""
         try:
-            welcome = self.wait(Welcome, timeout)
+            welcome = self.wait(Welcome, timeout, others)
         except WorkerDied as error:
             if not self.remote:
                 raise
@@ -91,27 +98,33 @@ class Peer:
         self.memory = Memory(welcome.memory_total, welcome.memory_free) if welcome.memory_total else None
         return welcome.machine
 
-    def wait(self, kind: type[M], timeout: float) -> M:
-        """The next message of that kind. Raises UserError when none comes in `timeout` seconds."""
-        deadline = clock() + timeout
+    def wait(self, kind: type[M], timeout: float, others: Sequence[Peer] = ()) -> M:
+        """The next message of that kind. Raises UserError when none comes in `timeout` seconds, and WorkerDied when
+        it or one of the `others` ends."""
+        began = clock()
         while True:
             message = self.link.receive(0.05)
             if isinstance(message, kind):
                 return message
             if message is None:
-                self.check()
+                for peer in (self, *others):
+                    peer.check()
             else:
                 self.heed(message)
-            if clock() > deadline:
-                raise UserError(
-                    f"{self.name} at {self.address} does not answer: is it running, and is the address right?"
-                )
+            waited = clock() - began
+            if self.process is not None and waited > QUIET and self.process.stopped():
+                raise WorkerDied(f"{self.name} was suspended before it was ready: start again.")
+            if waited > timeout:
+                if not self.remote:
+                    late = f"{self.name} did not answer within {timeout:.0f} s"
+                    raise PipeInferError(f"{late}: is this machine very busy?")
+                raise UserError(f"{self.title} does not answer: is it running, and is the address right?")
 
     def heed(self, message: Message) -> None:
         """Raise what it says of a failure, as this peer's."""
         match message:
             case Refuse(reason, user) | Failed(reason, user):
-                sentence = f"{self.name} at {self.address} refuses: {reason.rstrip('.')}."
+                sentence = f"{self.title} refuses: {reason.rstrip('.')}."
                 raise (UserError if user else PipeInferError)(sentence)
 
     def close(self) -> None:
@@ -127,12 +140,12 @@ class Peer:
 class Loading:
     """Workers that get ready, all at the same time. Whichever fails is told at once, by its name."""
 
-    def __init__(self, peers: Sequence[Peer], report: Report | None) -> None:
+    def __init__(self, peers: Sequence[Peer], report: Report | None, patience: float) -> None:
         self._peers, self._report = list(peers), report or (lambda *_: None)
         self._by_link = {id(peer.link): peer for peer in peers}
         self._selector = Selector([peer.link for peer in peers])
         self._loaded: dict[Peer, Loaded] = {}
-        self._pinged = self._checked = clock()
+        self._watch = Watch(peers, patience, lambda text: self._report("coordinator", text, 0, 0))
         for peer in peers:
             self._report(peer.name, "starting", 0, 0)
 
@@ -146,6 +159,7 @@ class Loading:
         for link in self._selector.wait(seconds):
             peer = self._by_link[id(link)]
             while (message := peer.link.receive()) is not None:
+                peer.heard = clock()
                 match message:
                     case Loaded():
                         self._loaded[peer] = message
@@ -154,15 +168,8 @@ class Loading:
                         self._report(peer.name, what, done, total)
                     case _:
                         peer.heed(message)
-        now = clock()
-        if now - self._checked > 0.05:
-            self._checked = now
-            for peer in self._peers:
-                peer.check()
-        if now - self._pinged > 1.0:
-            self._pinged = now
-            for peer in self._peers:
-                peer.link.send(Ping(now))
+        for _, death in self._watch.look():
+            raise death
 
     def wait(self) -> list[Loaded]:
         """What each measured, in the order of the peers, once all are ready."""

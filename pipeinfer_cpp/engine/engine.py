@@ -39,7 +39,7 @@ class Engine:
         self.turn = Turn([], 0, 0, settings.n_ctx)
         self.tree = Tree(0, 0)
         self.stats = Stats()
-        self.pipe = Pipe(Pace(curves, hop))
+        self.pipe = Pipe(Pace(curves, hop), cancels=settings.on("cancel"))
         self.pool = SequencePool(settings.branches - 1 if settings.on("multibuffer") else 0)
         self.checkpoints = Checkpoints() if settings.checkpoints else None
         self.drafts = Drafts(settings)
@@ -114,7 +114,7 @@ class Engine:
         if self.checkpoints:
             self.checkpoints.begin(kept)
         self.tree = Tree(tokens[-1], len(tokens) - 1)
-        self.speculation.cutoff.accepted()
+        self.speculation.cutoff.final()
         self.speculation.governor.begin()
         self.phase = PREFILL
         self._out += self.drafts.begin(tokens, self.tree.root)
@@ -134,6 +134,7 @@ class Engine:
 
     def _run_done(self, event: ev.RunDone) -> None:
         flight = self.pipe.back(event, self._now)
+        self.speculation.cutoff.returned()
         if self.phase == DRAIN:
             if flight.run.kind == "end":
                 self.phase = IDLE
@@ -178,7 +179,8 @@ class Engine:
                 return
             self.turn.tokens.append(token)
             self._out.append(ev.Emit(token, root.pos + 1, root.logprob, hit.origin if hit else "target"))
-            self.speculation.governor.token(self._now)
+            self.speculation.cutoff.final()
+            self.speculation.governor.token(self._now, ahead=hit is not None and hit.run is not None)
             if hit:
                 self._accept(hit)
             else:
@@ -206,7 +208,6 @@ class Engine:
         if hit.seq != MAIN:
             self.pipe.ops += self.pool.adopt(hit)
         self._out += self.drafts.follow()
-        self.speculation.cutoff.accepted()
 
     def _bury(self, dead: list[Node]) -> None:
         """Free what dead nodes held, cancel the runs that carry nothing else."""

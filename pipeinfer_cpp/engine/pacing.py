@@ -26,6 +26,8 @@ class Pace:
         self._since = [0.0] * len(self.curves)
         """By stage: when it ended its last run, or when the first of its queue could start."""
         self._travels: deque[float] = deque(maxlen=16)
+        self._through: deque[float] = deque(maxlen=16)
+        """What the last runs that had nothing to wait for took, from the first link to the last."""
         self._left: list[dict[int, float]] = [{} for _ in curves]
         """By stage: when it passed its last runs on."""
         self._wire = [0.0] * len(self.curves)
@@ -88,7 +90,22 @@ class Pace:
         """A run that had nothing to wait for was under way so long: what no stage took, the links did."""
         link = (seconds - sum(curve(width) for curve in self.curves)) / (len(self.curves) + 1)
         self._travels.append(max(link - self.row * (width - 1), 0.0))
+        self._through.append(seconds)
         self.hop = min(self._travels)
+        self._known.clear()
+
+    @property
+    def plain(self) -> float:
+        """A token's time without speculation. A run that was quicker than stages and links are said to be shows
+        that they were measured on a busy machine: one of a single row takes no longer."""
+        return min([self.latency(1), *self._through])
+
+    def succeed(self, other: Pace) -> None:
+        """The same stages and links: go on with what is known of them. No run is in flight."""
+        if len(other.curves) != len(self.curves):
+            return
+        self.curves, self.hop, self.row = other.curves, other.hop, other.row
+        self._travels, self._through = other._travels, other._through
         self._known.clear()
 
     def slowest(self, width: int = 1) -> int:

@@ -19,8 +19,10 @@ class EngineError(Exception):
 class Pipe:
     """Runs from their dispatch until their header is back. A run is dead when no row of it is live."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: Pace, cancels: bool = True) -> None:
         self.pace = pace
+        self._cancels = cancels
+        """Dead runs are cancelled, so that nobody waits behind them."""
         self.in_flight: dict[int, InFlight] = {}
         self.ops: list[Op] = []
         """They travel with the next header, whatever that is."""
@@ -46,7 +48,8 @@ class Pipe:
         self.ops.clear()
         # Chunks and `end` headers die with their turn, not with a row; rows without a node live with the root.
         alive = sum(row.node >= 0 for row in rows) if kind == "decode" else 1
-        self.in_flight[run.id] = InFlight(run, speculative, now, alive)
+        free = not any(f.alive or not self._cancels for f in self.in_flight.values())
+        self.in_flight[run.id] = InFlight(run, speculative, now, alive, free)
         self.pace.sent(run.id, len(rows), now)
         self._tell(run.id, now, f"{kind} of {len(rows)} rows from {rows[0].pos if rows else '-'}")
         return run
@@ -72,7 +75,7 @@ class Pipe:
             raise EngineError(f"run {event.run} came back twice or never left:\n{self.story(event.run)}")
         self._tell(event.run, now, f"back with {len(event.draws)} draws")
         self.pace.gone(event.run)
-        if flight.run.kind == "decode" and not (flight.speculative or flight.cancelled):
+        if flight.run.kind == "decode" and flight.free and not (flight.speculative or flight.cancelled):
             self.pace.travelled(len(flight.run.rows), now - flight.sent)
         return flight
 
@@ -104,8 +107,9 @@ class Pipe:
         return runs
 
     def succeed(self, other: Pipe) -> None:
-        """Run numbers go on where the other's end, and so do its waiting operations."""
+        """Run numbers go on where the other's end, and so do its waiting operations and what it learnt of costs."""
         self._next, self.ops = other._next, other.ops
+        self.pace.succeed(other.pace)
 
     def story(self, run: int) -> str:
         """Everything that happened to one run."""

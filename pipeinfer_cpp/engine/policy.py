@@ -1,5 +1,5 @@
-"""How much to speculate: the cutoff on the draft's confidence, what that confidence is worth, how wide
-a run should be, and whether speculation pays at all."""
+"""How much to speculate: the cutoff on the draft's confidence, what that confidence is worth, and how
+wide a run should be."""
 
 from __future__ import annotations
 
@@ -9,25 +9,43 @@ from pipeinfer_cpp.engine.pacing import Pace
 
 
 class Cutoff:
-    """The paper's adaptive confidence cutoff (PipeInfer, section on continuous speculation).
+    """The adaptive confidence cutoff of the PipeInfer authors' code (`calc_p_adjust` in their speculative.cpp).
 
-    A drafted token leaves when the draft's confidence in it reaches `level`. Every speculative run
-    raises the level by `recovery`, every chance that was left unused lowers it by `decay`; an
-    accepted token sets it back to `base`.
+    A drafted token leaves when the draft's confidence in it reaches `level`. That is `base`, plus `recovery`
+    for each speculative run since a result was last back, minus `decay` for each look at drafts that were
+    not sure enough since a token last became final. At 1 and above nothing is speculated. A branch's
+    threshold moves by the same `shift`.
     """
 
     def __init__(self, base: float, recovery: float, decay: float) -> None:
         self.base, self.recovery, self.decay = base, recovery, decay
-        self.level = base
+        self._sent = self._refused = 0
+
+    @property
+    def shift(self) -> float:
+        return self._sent * self.recovery - self._refused * self.decay
+
+    @property
+    def level(self) -> float:
+        level = self.base + self.shift
+        return level if level < 1.0 else float("inf")
 
     def sent(self) -> None:
-        self.level = min(self.level + self.recovery, 0.99)
+        """A speculative run left."""
+        self._sent += 1
 
-    def idle(self) -> None:
-        self.level = max(self.level - self.decay, 0.0)
+    def refused(self) -> None:
+        """A run could leave, and no draft was sure enough."""
+        self._refused += 1
+        self._sent = 0
 
-    def accepted(self) -> None:
-        self.level = self.base
+    def returned(self) -> None:
+        """A run is back, whatever it says."""
+        self._sent = 0
+
+    def final(self) -> None:
+        """A token became final, or a turn begins."""
+        self._sent = self._refused = 0
 
 
 class Calibration:
@@ -66,51 +84,3 @@ def worth(pace: Pace, chances: Sequence[float], leaves: float) -> float:
     width = len(chances)
     late = pace.latency(width) - pace.latency(1)
     return sum(chances) / (pace.bottleneck(width) + max(late, 0.0) * (1.0 - min(leaves, 1.0)) + 1e-9)
-
-
-class Governor:
-    """Never slower than plain pipelining: if speculation does not pay on this machine, pause it.
-
-    Compares the time a token takes while speculating with `plain` (the latency of one row, measured at
-    start). Only when that comparison is close does it pay for a probe: a few tokens without
-    speculation. A pause that was right doubles the next one.
-    """
-
-    SAMPLE, PROBE, PATIENCE = 24, 10, 64
-    """Tokens looked at while speculating; in a probe; and until a decision is tested again."""
-
-    def __init__(self, plain: float) -> None:
-        self.plain = plain
-        self.speculate = True
-        self._times: list[float] = []
-        self._settled = 0
-        """Tokens for which the last decision stands."""
-        self._pause = self.PATIENCE
-        self._speculative = 0.0
-
-    def begin(self) -> None:
-        """A turn begins: the gap since the last one is not a token's time."""
-        self._times.clear()
-
-    def token(self, now: float) -> None:
-        """A token was emitted."""
-        self._times.append(now)
-        self._settled -= 1
-        if self._settled > 0:
-            self._times.clear()
-        elif self.speculate and len(self._times) > self.SAMPLE:
-            self._speculative = self._mean()
-            if self._speculative > 0.92 * self.plain:
-                self.speculate = False  # a probe
-        elif not self.speculate and self._settled == 0:
-            self.speculate = True  # the pause is over
-        elif not self.speculate and len(self._times) > self.PROBE:
-            if self._mean() < 0.98 * self._speculative:
-                self._settled, self._pause = self._pause, min(2 * self._pause, 4096)
-            else:
-                self.speculate, self._settled, self._pause = True, 4 * self.PATIENCE, self.PATIENCE
-
-    def _mean(self) -> float:
-        mean = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
-        self._times.clear()
-        return mean

@@ -43,6 +43,8 @@ class InFlight:
     sent: float
     alive: int
     """Rows whose node is still live; the run is dead at 0."""
+    free: bool = False
+    """It left behind no run that it had to wait for."""
     cancelled: bool = False
     needs: frozenset[int] = frozenset()
     """Runs whose KV cells its rows build on: they cannot be skipped while this one is computed."""

@@ -18,7 +18,8 @@ class Settings:
     run (the exact mode's limit goes in here). branches: paths of the token tree. cutoff, recovery,
     decay: see `policy.Cutoff`. split: the draft's second choice becomes a branch from this probability.
     max_ahead: drafted tokens beyond the root. eog: token ids that end a generation. ablate: techniques
-    switched off, see TECHNIQUES. exact: a text does not depend on what was asked before, see `cached`.
+    switched off, see TECHNIQUES. governor: pause speculation where it does not pay.
+    exact: a text does not depend on what was asked before, see `cached`.
     checkpoints: the stages cannot remove a part of a sequence (recurrent and hybrid models, see `checkpoints`);
     needs branches = 1.
     """
@@ -36,6 +37,7 @@ class Settings:
     max_ahead: int = 64
     eog: frozenset[int] = frozenset()
     ablate: frozenset[str] = frozenset()
+    governor: bool = True
     exact: bool = False
     checkpoints: bool = False
 

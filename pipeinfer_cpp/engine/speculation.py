@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pipeinfer_cpp.engine.drafts import Drafts
+from pipeinfer_cpp.engine.governor import Governor
 from pipeinfer_cpp.engine.pipe import Pipe
-from pipeinfer_cpp.engine.policy import Calibration, Cutoff, Governor
+from pipeinfer_cpp.engine.policy import Calibration, Cutoff
 from pipeinfer_cpp.engine.selection import select
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.engine.tree import Node, Tree
@@ -16,12 +17,15 @@ class Speculation:
     def __init__(self, settings: Settings, pipe: Pipe, drafts: Drafts) -> None:
         self._settings, self._pipe, self._pace, self._drafts = settings, pipe, pipe.pace, drafts
         self.calibration = Calibration()
-        self.governor = Governor(pipe.pace.latency(1))
+        self.governor = Governor(lambda: pipe.pace.plain)
         self.cutoff = Cutoff(settings.cutoff, settings.recovery, settings.decay)
+        self._look_again = 0.0
+        """When drafts that were not sure enough are looked at again."""
 
     @property
     def speculates(self) -> bool:
-        return self._settings.mode != "off" and self._drafts.alive and self.governor.speculate
+        governed = self.governor.speculate or not self._settings.governor
+        return self._settings.mode != "off" and self._drafts.alive and governed
 
     def root_run(self, tree: Tree, last_row: int, replay: int = 0) -> list[Node]:
         """The run that carries the root, behind `replay` rows that are computed again, with the drafts known
@@ -52,14 +56,24 @@ class Speculation:
         if nodes:
             self.cutoff.sent()
             return nodes, None
-        if any(node is not tree.root for node in tree.frontier()):
-            self.cutoff.idle()
-            return [], now + self._pace.bottleneck(1)
-        return [], None
+        return [], self._refused(tree, last_row, now)
+
+    def _refused(self, tree: Tree, last_row: int, now: float) -> float | None:
+        """A run could leave now and only the cutoff holds it back. It is lowered once in the time that a draft
+        takes, as the authors' is with each attempt at one. Returns when to look again."""
+        eog = self._settings.eog
+        waits = any(n is not tree.root and n.pos <= last_row and n.token not in eog for n in tree.frontier())
+        if not waits or not self.cutoff.decay:
+            return None
+        if now >= self._look_again:
+            self.cutoff.refused()
+            self._look_again = now + max(self._drafts.interval or self._pace.bottleneck(1), 1e-3)
+        return self._look_again
 
     def forks(self, second: int, prob: float) -> bool:
         """The draft is unsure: its second choice goes along."""
-        return self._settings.mode == "async" and prob >= self._settings.split and 0 <= second not in self._settings.eog
+        threshold = self._settings.split + self.cutoff.shift
+        return self._settings.mode == "async" and prob >= threshold and 0 <= second not in self._settings.eog
 
     def room(self, tree: Tree, last_row: int, now: float, prefilling: bool) -> int:
         """The position that the draft worker may draft up to: what the pipeline can hold by the time it is there."""

@@ -92,9 +92,9 @@ def cached_slices(
     """
     plans = {layers: slice_plan(source, *layers) for layers in ranges}
     parts = {layers: plan for layers, plan in plans.items() if not (plan.takes_tokens and plan.gives_logits)}
-    folder = cache_folder("slices", cache_dir)
     found: dict[LayerRange, Path] = {}
     if parts:
+        folder = cache_folder("slices", cache_dir)
         key = hash_record(source.parts).stem
         with locked(folder / f"{key}.lock"):
             digest = remembered_hash(source.parts)
@@ -147,8 +147,8 @@ def _cut(
 ) -> dict[LayerRange, Path]:
     """Cut these slices; the source is hashed on the way where `digest` is not known."""
     source = plans[0].source
-    needed = sum(plan.data_bytes for plan in plans)
-    what = "The slice" if len(plans) == 1 else f"The {len(plans)} slices"
+    needed = sum(plan.file_bytes for plan in plans)
+    what = "The slice needs" if len(plans) == 1 else f"The {len(plans)} slices need"
     check_room(folder / key, needed, what, "or set PIPEINFER_CACHE to a folder on another disk")
     before = file_stamps(source.parts)
     found = {}

@@ -31,7 +31,7 @@ def write_inflated(
         raise UserError(f"{target} is the model that is to be inflated: choose another name.")
     if target.exists() and not force:
         raise UserError(f"{target} exists already: choose another name, or overwrite it with --force.")
-    check_room(target, plan.data_bytes, "The inflated model", "or choose another folder")
+    check_room(target, plan.data_bytes, "The inflated model needs", "or choose another folder")
     header, layout = lay_out(plan.keys, plan.tensors, plan.source.alignment)
     done = 0
     with appearing(target) as out:

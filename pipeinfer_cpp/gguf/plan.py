@@ -47,6 +47,13 @@ class SlicePlan:
         """Bytes of tensor data to be written; placeholders are holes and cost nothing."""
         return sum(step.n_bytes for step in self.tensors if step.target and not step.is_hole)
 
+    @property
+    def file_bytes(self) -> int:
+        """At most so much the file takes on the disk: with its header, and its tensors' padding."""
+        keys = sum(len(step.name) + 8 + len(step.encoded()) for step in self.keys if step.action != LEFT_OUT)
+        tensors = sum(len(step.target) + 64 + self.source.alignment for step in self.tensors if step.target)
+        return self.data_bytes + keys + tensors + self.source.alignment + 24
+
     def counts(self) -> dict[str, dict[str, int]]:
         """How many keys and tensors are copied, rewritten, left out and added."""
         kinds = (COPIED, REWRITTEN, LEFT_OUT, ADDED)

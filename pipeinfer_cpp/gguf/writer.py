@@ -41,7 +41,7 @@ def write_slice(plan: SlicePlan, path: str | os.PathLike[str], progress: Progres
     target = Path(path)
     if any(target.exists() and target.samefile(part) for part in plan.source.parts):
         raise UserError(f"{target} is the model that is to be cut: choose another name for the slice.")
-    check_room(target, plan.data_bytes, "The slice", "or set PIPEINFER_CACHE to a folder on another disk")
+    check_room(target, plan.file_bytes, "The slice needs", "or set PIPEINFER_CACHE to a folder on another disk")
     with appearing(target) as out:
         written, _ = write_slices([plan], [out], whole=False, progress=progress)
     return written[0]
@@ -107,14 +107,22 @@ def lay_out(
     return header.ljust(pad(len(header), alignment), b"\0"), layout
 
 
-def check_room(target: Path, needed: int, what: str, remedy: str) -> None:
-    """A clear word before gigabytes are written in vain."""
+def check_room(target: Path, needed: int, who_needs: str, remedy: str) -> None:
+    """A clear word before gigabytes are written in vain. `who_needs` begins the sentence: "The slice needs"."""
     try:
         free = shutil.disk_usage(target.parent).free
     except OSError:
         return
-    if free < needed:
+    if free < needed + _SPARE:
         raise UserError(
-            f"{what} needs {needed / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free: "
+            f"{who_needs} {_mb(needed + _SPARE)} MB and {target.parent} has {int(free / 1e6):,} MB free: "
             f"free some space {remedy}."
         )
+
+
+_SPARE = 4 << 20
+"""For what a file system keeps of the files, and for their records."""
+
+
+def _mb(n: int) -> str:
+    return f"{-(-n // 10**6):,}"

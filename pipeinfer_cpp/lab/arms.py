@@ -8,7 +8,7 @@ from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
 from pipeinfer_cpp.errors import UserError
 
 _FIELDS = {"draft_max": int, "cutoff": float, "recovery": float, "decay": float, "split": float}
-CHANGEABLE = ("mode", "ablate", *_FIELDS)
+CHANGEABLE = ("mode", "ablate", "governor", *_FIELDS)
 """Settings that may change between two generations of one pipeline."""
 ABLATION = "off async " + " ".join(f"async-{name}" for name in TECHNIQUES)
 
@@ -25,11 +25,17 @@ class Arm(msgspec.Struct, frozen=True):
 
 
 def parse_arms(text: str) -> list[Arm]:
-    """Separated by spaces or commas; `ablation` stands for all of its arms. Raises UserError."""
+    """Separated by spaces or commas; `ablation` stands for all of its arms. Raises UserError.
+
+    Beside an arm without a technique all run without the governor, which would hide what the technique is
+    worth: it pauses a speculation that has become bad.
+    """
     names = text.replace(",", " ").replace("ablation", ABLATION).split()
     if not names:
         raise UserError("--modes names nothing: write off,sync:4,async.")
-    return [_arm(name) for name in dict.fromkeys(names)]
+    arms = [_arm(name) for name in dict.fromkeys(names)]
+    governor = not any(arm.changes["ablate"] for arm in arms)
+    return [Arm(arm.name, {**arm.changes, "governor": governor}) for arm in arms]
 
 
 def _arm(name: str) -> Arm:

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.lab.sweep import Done
 
+FALL = 2 / 3
+"""Where there is no interval, as only one prompt was measured, so much is left of a speed-up that fell."""
+
 
 def regressions(now: Sequence[Done], then: Sequence[Done]) -> list[str]:
     """A sentence for each arm whose speed-up fell out of both intervals. The first arm of each cell, which
-    the others are compared with, is the yardstick: machines drift, ratios hardly do.
+    the others are compared with, is the yardstick: machines drift, ratios hardly do. With a single prompt
+    there are no intervals, and only a fall by more than a third is told.
 
     Raises UserError when there is nothing to compare, or a receipt differs.
     """
@@ -26,6 +30,12 @@ def regressions(now: Sequence[Done], then: Sequence[Done]) -> list[str]:
             raise UserError(f"The baseline is of something else: {why}.")
         for name, ratio in done.comparison.ratios.items():
             before = old.comparison.ratios.get(name)
-            if before is not None and ratio.high < before.low:
+            if before is None:
+                continue
+            if before.low is None or ratio.high is None:
+                fell = ratio.value < FALL * before.value
+            else:
+                fell = ratio.high < before.low
+            if fell:
                 found.append(f"{done.cell}: {name} was {before}, and is {ratio}.")
     return found

@@ -47,7 +47,8 @@ def bars(path: Path, cells: Sequence[Done]) -> None:
             at.append(j + (i - (len(arms) - 1) / 2) * width)
             heights.append(measurement.tokens_per_s)
             scale = measurement.tokens_per_s / ratio.value
-            errors.append((max(ratio.value - ratio.low, 0) * scale, max(ratio.high - ratio.value, 0) * scale))
+            low, high = (ratio.value if bound is None else bound for bound in (ratio.low, ratio.high))
+            errors.append((max(ratio.value - low, 0) * scale, max(high - ratio.value, 0) * scale))
         spread = [list(side) for side in zip(*errors, strict=True)]
         axes.bar(at, heights, width, label=arm, color=COLOURS[i % len(COLOURS)], yerr=spread, capsize=2)
     axes.set_xticks(range(len(cells)), [done.cell for done in cells], rotation=20 if len(cells) > 3 else 0)

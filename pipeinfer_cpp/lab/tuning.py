@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import NamedTuple
 
-from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.lab.arms import parse_arms
 from pipeinfer_cpp.lab.bench import compare
+from pipeinfer_cpp.lab.intervals import Ratio
 from pipeinfer_cpp.pipeline import Pipeline
 
 STEPS: dict[str, Sequence[float]] = {
@@ -18,79 +17,91 @@ STEPS: dict[str, Sequence[float]] = {
     "decay": (0.0, 0.05, 0.2),
 }
 LENGTHS = (2, 4, 6)
-MARGIN = 1.02
+MARGIN = 1.03
 """A change must be so much better to be believed."""
+ROUNDS = 2
+"""Of the comparison on prompts that were held out."""
 Say = Callable[[str, int, int], None]
+Race = Callable[[str, Sequence[str], bool], dict[str, Ratio]]
+"""From what is being compared, arms and whether on the prompts that were held out, to speeds over the first arm's."""
+
+
+class Verdict(NamedTuple):
+    """`settings`: those that differ from the pipeline's own, empty where nothing is surely better. `gain`: of the
+    best candidate over the pipeline's own settings, on prompts that the search did not see; None where the search
+    found none."""
+
+    settings: dict[str, object]
+    gain: Ratio | None
 
 
 def count() -> int:
-    """Comparisons of two or more arms that a search makes."""
-    return 1 + len(STEPS)
+    """Races of a search, at most."""
+    return 2 + len(STEPS)
 
 
-def tune(
-    pipeline: Pipeline, prompts: Sequence[Sequence[int]], n_tokens: int, say: Say
-) -> tuple[dict[str, object], float]:
-    """The best settings, of which only those that differ from the pipeline's, and their speed over `off`.
+def tune(pipeline: Pipeline, prompts: Sequence[Sequence[int]], n_tokens: int, say: Say) -> Verdict:
+    """Search with every other prompt, and judge what was found with the rest: the best of many candidates
+    looks good by chance alone. Interleaved, so that drift hits all alike."""
+    step = 0
 
-    First the mode, then each setting of `async` in turn. Interleaved, so that drift hits all alike.
-    """
-    base = pipeline.settings
+    def race(what: str, arms: Sequence[str], held_out: bool) -> dict[str, Ratio]:
+        nonlocal step
 
-    def race(what: str, step: int, arms: str) -> dict[str, float]:
         def report(done: int, total: int) -> None:
             say(what, step * 1000 + 1000 * done // total, 1000 * count())
 
         found = compare(
-            pipeline, parse_arms(arms), prompts, n_tokens=n_tokens, rounds=1, configuration="tune", report=report
+            pipeline,
+            parse_arms(",".join(arms)),
+            prompts[1::2] if held_out else prompts[::2],
+            n_tokens=n_tokens,
+            rounds=ROUNDS if held_out else 1,
+            configuration="tune",
+            report=report,
         )
-        return {name: ratio.value for name, ratio in found.ratios.items()}
+        step += 1
+        return found.ratios
 
-    modes = race("modes", 0, "off,async," + ",".join(f"sync:{k}" for k in LENGTHS))
+    return search(race, pipeline.settings)
+
+
+def search(race: Race, base: Settings) -> Verdict:
+    """First the mode, then each setting of `async` in turn; then the best against `base`, with a margin."""
+    own = _own(base)
+    arms = ["off", "async", *(f"sync:{k}" for k in LENGTHS)]
+    modes = {name: ratio.value for name, ratio in race("modes", arms, False).items()}
     best = max(modes, key=modes.__getitem__)
-    if modes[best] < MARGIN or best == "off":
-        return {"mode": "off"}, 1.0
+    settings: dict[str, object] = {"mode": "off"}
     if best.startswith("sync"):
-        k = int(best.partition(":")[2])
-        return {"mode": "sync", "draft_max": k}, modes[best]
-    chosen: dict[str, float] = {name: getattr(base, name) for name in STEPS}
-    gain = 1.0
-    for step, (name, values) in enumerate(STEPS.items(), 1):
-        arms = {_arm(chosen): chosen[name]}
-        arms |= {_arm({**chosen, name: value}): value for value in values if value != chosen[name]}
-        ratios = race(name, step, ",".join(arms))
-        better = max(ratios, key=ratios.__getitem__)
-        if ratios[better] >= MARGIN:
-            chosen[name] = arms[better]
-            gain *= ratios[better]
-    settings: dict[str, object] = {"mode": "async"}
-    settings |= {name: value for name, value in chosen.items() if value != getattr(base, name)}
-    return settings, modes["async"] * gain
+        settings = {"mode": "sync", "draft_max": int(best.partition(":")[2])}
+    elif best == "async":
+        chosen: dict[str, float] = {name: getattr(base, name) for name in STEPS}
+        for name, values in STEPS.items():
+            tries = {_arm(chosen): chosen[name]}
+            tries |= {_arm({**chosen, name: value}): value for value in values if value != chosen[name]}
+            ratios = {arm: ratio.value for arm, ratio in race(name, list(tries), False).items()}
+            better = max(ratios, key=ratios.__getitem__)
+            if ratios[better] >= MARGIN:
+                chosen[name] = tries[better]
+        settings = {"mode": "async", **chosen}
+    best = _own(Settings(**settings))  # type: ignore[arg-type]
+    if best == own:
+        return Verdict({}, None)
+    gain = race("what was found", [own, best], True)[best]
+    if gain.low is None or gain.low <= 1.0 or gain.value < MARGIN:
+        return Verdict({}, gain)
+    return Verdict({name: value for name, value in settings.items() if value != getattr(base, name)}, gain)
+
+
+def _own(settings: Settings) -> str:
+    """The arm that has these settings."""
+    if settings.mode == "off":
+        return "off"
+    if settings.mode == "sync":
+        return f"sync:{settings.draft_max}"
+    return _arm({name: getattr(settings, name) for name in STEPS})
 
 
 def _arm(settings: dict[str, float]) -> str:
     return "async:" + ":".join(f"{name}={value}" for name, value in settings.items())
-
-
-def write_settings(path: Path, pair: str, settings: dict[str, object]) -> None:
-    """Put them into the user's models.toml as `[pair.NAME.speculation]`, in place of an older such part.
-
-    Everything else in the file stays as it is. Raises UserError where it cannot be written.
-    """
-    name = pair if re.fullmatch(r"[A-Za-z0-9_-]+", pair) else f'"{pair}"'
-    head = f"[pair.{name}.speculation]"
-    body = "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items())
-    part = f"{head}  # by pipeinfer tune\n{body}"
-    try:
-        old = path.read_text("utf-8") if path.exists() else ""
-        kept = re.sub(rf"(?ms)^{re.escape(head)}.*?(?=^\[|\Z)", "", old).rstrip()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        partial.write_text((kept + "\n\n" if kept else "") + part, "utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
-
-
-def _toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -179,9 +179,6 @@ class SliceContext:
         and slices."""
         self._nodes.watch(values)
 
-    def set_threads(self, n_threads: int) -> None:
-        lib.llama_set_n_threads(self._ctx, n_threads, n_threads)
-
     def close(self) -> None:
         if self._ctx:
             lib.llama_free(self._ctx)

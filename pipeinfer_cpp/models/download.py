@@ -6,10 +6,12 @@ next to the place where the hub's cache keeps it (`blobs/ETAG`), and hf_hub_down
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,14 +54,44 @@ def asking(repo: str, name: str | None = None) -> Iterator[None]:
             f"Hugging Face has no {repo}, or it is private: check the name, or log in with `hf auth login`."
         ) from error
     except hub.LocalEntryNotFoundError as error:  # an EntryNotFoundError too; the hub went away meanwhile
-        raise PipeInferError(f"{full} could not be fetched (no connection). Run the pull again to go on.") from error
+        raise PipeInferError(f"{full} could not be fetched (no connection). {_AGAIN}") from error
     except hub.EntryNotFoundError as error:
         raise UserError(f"{full} does not exist on Hugging Face: check the name of the file.") from error
     except (PipeInferError, UserError):
         raise
     except Exception as error:  # the hub's client raises its transport's own errors
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        raise PipeInferError(f"{full} could not be fetched ({reason}). Run the pull again to go on.") from error
+        raise PipeInferError(f"{full} could not be fetched ({_reason(error)}). {_AGAIN}") from error
+
+
+_AGAIN = "Try again: what has arrived is kept."
+
+
+def _reason(error: BaseException) -> str:
+    """In plain words where no server answers: the transport's error has the system's at its root."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    host = f"Hugging Face at {_endpoint()}"
+    for one in causes:
+        if isinstance(one, socket.gaierror):
+            return f"{host} is not found: is this machine online?"
+        if isinstance(one, ConnectionRefusedError):
+            return f"{host} refuses the connection"
+        if isinstance(one, TimeoutError) or "Timeout" in type(one).__name__:
+            return f"{host} does not answer"
+        if isinstance(one, OSError) and one.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            return f"{host} is not reached: is this machine online?"
+        if isinstance(one, OSError) and one.errno == errno.ENOSPC:
+            return "the disk is full"
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _endpoint() -> str:
+    from huggingface_hub.constants import ENDPOINT
+
+    return _host(ENDPOINT)
 
 
 def _download(repo: str, name: str, progress: Progress | None) -> Path:
@@ -143,7 +175,7 @@ def _check(part: Path, etag: str, name: str) -> None:
             digest.update(block)
     if digest.hexdigest() != etag:
         part.unlink()
-        raise PipeInferError(f"{name} arrived damaged and was thrown away. Run the pull again.")
+        raise PipeInferError(f"{name} arrived damaged and was thrown away. Try again.")
 
 
 @contextmanager

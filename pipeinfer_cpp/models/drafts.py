@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf import Source, check_pair
+from pipeinfer_cpp.gguf import Source, check_pair, slice_plan
 from pipeinfer_cpp.gguf.files import appearing, cache_folder
 from pipeinfer_cpp.models.hub import fetched_models
 from pipeinfer_cpp.models.registry import Registry
@@ -53,29 +53,32 @@ def _candidates(target: Source, registry: Registry) -> Iterator[Draft]:
 
 
 class _Verdicts:
-    """Which drafts fit which targets, by what the files were when it was found out."""
+    """Which drafts fit which targets, by what the files were when it was found out. A cache that cannot be used
+    only costs time."""
 
     def __init__(self) -> None:
-        self._path = cache_folder("pairs") / "verdicts.json"
+        self._path: Path | None = None
         self._changed = False
-        try:
-            self._known: dict[str, bool] = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            self._known = {}
+        self._known: dict[str, bool] = {}
+        with contextlib.suppress(OSError, ValueError, UserError):
+            self._path = cache_folder("pairs") / "drafts.json"
+            self._known = json.loads(self._path.read_text())
 
     def fits(self, target: Source, draft: Draft) -> bool:
         key = f"{_stamp(target.path)}|{_stamp(draft.path)}"
         if key not in self._known:
             self._changed = True
             try:
-                check_pair(target, Source.open(draft.path))
+                source = Source.open(draft.path)
+                slice_plan(source, 0, source.n_layers)  # all its tensors are there
+                check_pair(target, source)
                 self._known[key] = True
             except UserError:
                 self._known[key] = False
         return self._known[key]
 
     def keep(self) -> None:
-        if self._changed:
+        if self._changed and self._path is not None:
             with contextlib.suppress(OSError, UserError), appearing(self._path) as file:
                 file.write(json.dumps(dict(list(self._known.items())[-1000:])).encode())
 

@@ -70,5 +70,5 @@ def pull(model: ModelFile, progress: Progress | None = None) -> Path:
         download(str(model.repo), name, progress)
     here = model.local()
     if here is None:  # its parts are of different states of the repository
-        raise PipeInferError(f"{model.name} was changed on Hugging Face while it was fetched. Run the pull again.")
+        raise PipeInferError(f"{model.name} was changed on Hugging Face while it was fetched. Try again.")
     return here

@@ -14,7 +14,7 @@ from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sampling import Sampling
 
-PROTOCOL = 4
+PROTOCOL = 5
 WIRES = ("f32", "f16", "bf16", "q8", "q4")
 """Names of the codecs in `net.codecs`."""
 
@@ -137,6 +137,8 @@ class LoadSlice(Message, frozen=True):
     """Codecs of the hidden states that come and that go; see `net.codecs`."""
     link: LinkSpeed | None = None
     """Emulated: how what comes to this stage, runs and cancellations, travels."""
+    patience: float = 10.0
+    """Seconds that the next stage and the coordinator may be silent."""
 
 
 class LoadDraft(Message, frozen=True):

@@ -3,6 +3,10 @@
 One listening socket a worker carries everything (runs, cancellations, answers), so a machine needs one
 open port and the coordinator none. Cancellations overtake runs because a worker's I/O thread takes
 messages in while another thread computes.
+
+ZeroMQ's own heartbeats are not used: they see only whole messages, so a large one on a slow wire looks like silence,
+and one that is late by a moment ends the connection. Who lives is found out above, by messages on a connection that
+carries nothing large (see `cluster.watch` and `workers.stage`).
 """
 
 from __future__ import annotations
@@ -27,19 +31,13 @@ ACTIVE_S = 0.01
 """How long an active wait goes on before it sleeps."""
 CALM = 0.75
 """The share of the usual wait that an active one sleeps first."""
-HEARTBEAT_MS = 500
-SILENCE_MS = 1900
-"""A peer that is silent for this long is gone (ZeroMQ answers heartbeats, also while Python computes)."""
 
 
-def _prepare(socket: zmq.Socket[bytes], heartbeats: bool) -> None:
+def _prepare(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
-    if heartbeats:
-        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:
@@ -88,7 +86,7 @@ class Link(Generic[T]):
     def __init__(self, context: zmq.Context[Any], address: str, kind: Any) -> None:
         self.address = address
         self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-        _prepare(self._socket, heartbeats=True)
+        _prepare(self._socket)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -141,8 +139,7 @@ class Server(Generic[T]):
 
     def __init__(self, context: zmq.Context[Any], address: str, kind: Any) -> None:
         self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-        # On one machine a silent client is one that was suspended (Ctrl-Z): it may come back.
-        _prepare(self._socket, heartbeats=address.startswith("tcp:"))
+        _prepare(self._socket)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind)
@@ -173,7 +170,7 @@ class Server(Generic[T]):
         return _readable(self._socket) or bool(self._poll(seconds, active))
 
     def send(self, peer: bytes, message: Message) -> bool:
-        """To a peer. False when it is gone: its connection was closed, or fell silent."""
+        """To a peer. False when it is gone: its connection was closed."""
         try:
             self._socket.send_multipart([peer, self._encode(message)])
         except zmq.ZMQError as error:

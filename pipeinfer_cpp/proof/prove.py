@@ -30,6 +30,8 @@ VERSION = 1
 _TIMEOUT = 120.0
 _ROOM = 1 << 30
 _ENDED = "llama.cpp ended with"
+_FAULTS = tuple(f"{_ENDED} {name}:" for name in ("SIGABRT", "SIGSEGV", "SIGFPE", "SIGILL"))
+"""Its own; another signal says something of this machine, not of the model."""
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,23 +50,22 @@ def prove(source: Source, ranges: Sequence[LayerRange], *, cache_dir: str | os.P
     """See whether the slices `ranges` of `source` compute what the whole does, for these keys and this split.
 
     Takes about a second, or nothing when the same was proved before. Raises UserError, with what differed, when they
-    do not, and for an architecture that no test covers where that cannot be seen. llama.cpp ending the process
-    is one more answer: it ends another process than this one.
+    do not, where llama.cpp ends the process of the small model before it is cut (another process than this one), and
+    for an architecture that no test covers where nothing can be seen. An answer that cannot be kept is an answer.
     """
     if len(ranges) == 1:
         return Proof(outcome="equal")
     rules = rules_for(source)
     note = rounding_note(Part(source, rules, first, end) for first, end in ranges)
-    record = cache_folder("proofs", cache_dir) / f"{_signature(source, ranges)}.json"
+    record = f"{_signature(source, ranges)}.json"
     try:
-        proof = msgspec.json.decode(record.read_bytes(), type=Proof)
-    except (OSError, msgspec.MsgspecError):
+        proof = msgspec.json.decode((cache_folder("proofs", cache_dir) / record).read_bytes(), type=Proof)
+    except (OSError, UserError, msgspec.MsgspecError):
         proof = _ask(source, ranges)
         if proof.outcome == "untested" and source.n_layers_beyond:
             proof = _ask(source, ranges, "--trunk")  # of some architectures it makes none with layers behind the trunk
-        if proof.outcome == "equal" or proof.detail.startswith(_ENDED):
-            with contextlib.suppress(UserError), appearing(record) as out:
-                out.write(msgspec.json.encode(proof))
+        if proof.outcome == "equal" or proof.detail.startswith(_FAULTS):
+            _keep(proof, record, cache_dir)
     if proof.outcome == "different":
         raise UserError(
             f"{source.path.name} cannot be cut at {text_of(ranges)}: with random weights of its architecture "
@@ -77,9 +78,19 @@ def prove(source: Source, ranges: Sequence[LayerRange], *, cache_dir: str | os.P
                 f"{source.path.name} has architecture {source.architecture!r}, which no test covers, and no small "
                 f"model of its kind can be made to see whether it can be cut ({proof.detail}). Use one stage."
             )
+        if proof.detail.startswith(_FAULTS):
+            raise UserError(
+                f"{source.path.name} cannot be cut: a small model with its metadata ends llama.cpp before anything is "
+                f"cut ({proof.detail}). Use one stage, if llama.cpp runs the file at all."
+            )
         untested = f"No small model like {source.path.name} could be made to test this split ({proof.detail}); "
         note = f"{untested}other models of architecture {source.architecture} are tested. {note}".strip()
     return msgspec.structs.replace(proof, note=note)
+
+
+def _keep(proof: Proof, record: str, cache_dir: str | os.PathLike[str] | None) -> None:
+    with contextlib.suppress(OSError, UserError), appearing(cache_folder("proofs", cache_dir) / record) as out:
+        out.write(msgspec.json.encode(proof))
 
 
 def _signature(source: Source, ranges: Sequence[LayerRange]) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
-from pipeinfer_cpp.ui.wrapping import Wrapper
+from pipeinfer_cpp.ui.wrapping import Wrapper, filled
 
 _UNSAFE = {c: None for c in (*range(32), 127, *range(128, 160)) if chr(c) not in "\n\t"}
+_ESCAPED = {c: f"\\x{c:02x}" for c in _UNSAFE}
 
 
 def out() -> Console:
@@ -26,8 +27,9 @@ def err() -> Console:
 def notice(text: str, style: str = "dim") -> None:
     """One line on stderr, behind what stdout has so far."""
     sys.stdout.flush()
+    console, text = err(), escaped(text)
     with contextlib.suppress(OSError):  # a full disk behind stderr costs the line, not the text
-        err().print(Text(text, style=style))
+        console.print(Text(filled(text, console.width) if console.is_terminal else text, style=style), soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -46,6 +48,11 @@ def turns(n: int) -> str:
 def printable(text: str) -> str:
     """Without control characters: a model's text must not steer the terminal."""
     return text.translate(_UNSAFE)
+
+
+def escaped(text: str) -> str:
+    """With control characters written out: names, templates and errors may come from a model's file."""
+    return text.translate(_ESCAPED)
 
 
 def writer() -> Callable[..., None]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from pipeinfer_cpp.lab.limits import Limits
 from pipeinfer_cpp.lab.measurement import Measurement
+
+if TYPE_CHECKING:
+    from pipeinfer_cpp.lab.bench import Comparison
 
 
 def measurements_table(arms: Mapping[str, Measurement], title: str, ratios: Mapping[str, str] | None = None) -> Table:
@@ -37,6 +41,23 @@ def measurements_table(arms: Mapping[str, Measurement], title: str, ratios: Mapp
     if any(m.memory_mb for m in arms.values()):
         row("memory, MB", lambda m: f"{sum(m.memory_mb.values()):.0f}")
         row("tokens/s a GB", lambda m: m.tokens_per_s_per_gb)
+    return table
+
+
+def grid_table(cells: Mapping[str, Comparison]) -> Table:
+    """One row a cell, one column an arm: tokens/s, and the speed over the first arm's."""
+    names = list(dict.fromkeys(name for comparison in cells.values() for name in comparison.arms))
+    table = Table(title="ALL CELLS: tokens/s, and over the first", title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for cell, comparison in cells.items():
+        texts = []
+        for i, name in enumerate(names):
+            arm, ratio = comparison.arms.get(name), comparison.ratios.get(name)
+            over = f"  {ratio.value:.2f} x" if ratio is not None and i else ""
+            texts.append("-" if arm is None else f"{arm.tokens_per_s:.2f}{over}")
+        table.add_row(cell, *texts)
     return table
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-STYLES = {"draft": "green", "sibling": "magenta", "target": "bold white on blue"}
+STYLES = {"draft": "green", "sibling": "magenta", "target": "bold white on blue", "thought": "dim"}
 NAMES = {"draft": "accepted draft", "sibling": "sibling (the draft's second choice)", "target": "target"}
 
 

@@ -19,10 +19,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.ui.consoles import err
 
 Report = Callable[[str, str, int, int], None]
-"""(worker, what it does, done, total), as `Pipeline` calls it; from "memory" comes a sentence about what is needed."""
+"""(worker, what it does, done, total), as `Pipeline` calls it; from "memory" comes a sentence about what is needed,
+from "note" one that explains what goes wrong later, if it does."""
 
 
 def _progress(columns: Sequence[ProgressColumn], *, transient: bool = False) -> Progress:
@@ -39,17 +41,21 @@ def _progress(columns: Sequence[ProgressColumn], *, transient: bool = False) -> 
 
 @contextlib.contextmanager
 def opening(what: str) -> Iterator[Report]:
-    """A line for `what` and one for each worker that reports; all gone at the end."""
+    """A line for `what` and one for each worker that reports; all gone at the end. What is needed of memory stays,
+    also where there is no terminal."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
     with _progress(columns, transient=True) as progress:
         whole = progress.add_task(what, total=None)
         tasks: dict[str, TaskID] = {}
         doing: dict[str, str] = {}
+        notes: list[str] = []
 
         def report(worker: str, now: str, done: int, total: int) -> None:
-            if worker == "memory":  # a line that stays
-                if progress.console.is_terminal:
-                    progress.console.print(Text(now, style="dim"))
+            if worker == "memory":
+                progress.console.print(Text(now, style="dim"))
+                return
+            if worker == "note":
+                notes.append(now)
                 return
             if worker not in tasks:
                 tasks[worker] = progress.add_task("", total=None)
@@ -60,7 +66,12 @@ def opening(what: str) -> Iterator[Report]:
             progress.update(tasks[worker], completed=done, total=total or None)
             progress.update(whole, description=what)
 
-        yield report
+        try:
+            yield report
+        except PipeInferError:
+            for note in notes:
+                progress.console.print(Text(f"Note: {note}", style="yellow"))
+            raise
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from rich.text import Text
 from pipeinfer_cpp.conversation import Conversation
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
-from pipeinfer_cpp.ui.consoles import turns
+from pipeinfer_cpp.ui.consoles import escaped, turns
 
 
 def stats_table(pipeline: Pipeline, conversation: Conversation, sampling: Sampling) -> Table:
@@ -17,7 +17,7 @@ def stats_table(pipeline: Pipeline, conversation: Conversation, sampling: Sampli
     result, plan, settings = pipeline.last, pipeline.plan, pipeline.settings
 
     def row(name: str, value: object) -> None:
-        table.add_row(Text(name, "bold"), Text(str(value)))
+        table.add_row(Text(name, "bold"), Text(escaped(str(value))))
 
     if result is not None:
         row("last answer", result.line())

@@ -2,60 +2,107 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
+import sys
+import textwrap
 from collections.abc import Callable
+
+from wcwidth import wcswidth
 
 Write = Callable[[str], None]
 Paint = Callable[[str], str]
 
 _PARTS = re.compile(r"\n|[^\S\n]+|\S+")
-_ONE_CELL = re.compile(
-    r"[ -~\u00a0-\u02ff\u0370-\u0482\u048a-\u052f\u1e00-\u1fff\u2010-\u2027\u2030-\u205e\u20a0-\u20bf]+"
-)
-"""Characters that surely take one cell, on every terminal."""
+_WORDS = re.compile(r"[\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\ufe30-\uff60\U00020000-\U0003ffff]|"
+                    r"[^\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\ufe30-\uff60\U00020000-\U0003ffff]+")
+"""East Asian characters may be parted from each other; everything else stays together."""
+
+
+def filled(text: str, width: int) -> str:
+    """A text that is there as a whole, with line breaks for a terminal of `width` columns, never within a word: one
+    that is longer than a line is left to the terminal."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 class Wrapper:
-    """A word that does not fit is taken back and written on the next line.
+    """A word that does not fit is taken back and written on the next line; one that is longer than a line is left
+    to the terminal. Widths are the terminal's own habit (`wcwidth`), its columns those of the moment."""
 
-    Where a word is longer than a line, or its width is not certain, the rest of the line is left to
-    the terminal.
-    """
-
-    def __init__(self, write: Write, width: Callable[[], int] = lambda: shutil.get_terminal_size().columns) -> None:
-        self._write, self._width = write, width
+    def __init__(self, write: Write, width: Callable[[], int] | None = None) -> None:
+        self._write, self._width = write, width or columns
         self._column = 0
-        self._word = ""
-        """The word that is being written, painted, and the column it began in."""
+        self._word: list[tuple[str, Paint]] = []
+        """The word that is being written, in pieces, and the column it began in."""
         self._began = 0
-        self._free = False
 
     def __call__(self, text: str, paint: Paint = str) -> None:
         for part in _PARTS.findall(text):
             if part == "\n":
                 self._write("\n")
-                self._column, self._began, self._word, self._free = 0, 0, "", False
-            elif self._free or not _ONE_CELL.fullmatch(part):
-                self._free = True
-                self._write(paint(part))
+                self._begin(0)
+            elif part.isspace():
+                self._space(part, paint)
             else:
-                self._put(part, paint)
+                for word in _WORDS.findall(part):
+                    self._put(word, paint)
+
+    def _begin(self, column: int) -> None:
+        """A new word begins there."""
+        self._column = self._began = column
+        self._word = []
+
+    def _space(self, part: str, paint: Paint) -> None:
+        part = part.expandtabs(4)
+        end = self._column + cells(part)
+        if end <= self._room:
+            self._write(paint(part))
+            self._begin(end)
+        else:
+            self._write("\n")
+            self._begin(0)
+
+    @property
+    def _room(self) -> int:
+        return max(1, self._width() - 1)  # the last cell stays free: behind it terminals differ
 
     def _put(self, part: str, paint: Paint) -> None:
-        width = self._width() - 1  # the last cell stays free: behind it terminals differ
-        end = self._column + len(part)
-        if part.isspace():
-            self._write(paint(part) if end <= width else "\n")
-            self._column = self._began = end if end <= width else 0
-            self._word = ""
-            return
-        if end <= width:
+        if len(part) == 1 and cells(part) == 2:  # an East Asian character is a word of its own
+            self._begin(self._column)
+        said = "".join(piece for piece, _ in self._word)
+        end = self._began + cells(said + part)  # measured together: characters combine
+        if end <= self._room:
             self._write(paint(part))
-        elif self._began and end - self._began <= width:
-            self._write(f"\r\x1b[{self._began}C\x1b[K\n{self._word}{paint(part)}")
-            end, self._began = end - self._began, 0
+            self._word.append((part, paint))
+            self._column = end
+        elif self._began and cells(said + part) <= self._room:
+            back = f"\x1b[{cells(said)}D\x1b[K" if said else ""  # relative: terminals differ on emoji before it
+            self._write(f"{back}\n" + "".join(colour(piece) for piece, colour in self._word) + paint(part))
+            self._word.append((part, paint))
+            self._column, self._began = cells(said + part), 0
         else:
-            self._free = True
-            self._write(paint(part))
-        self._column, self._word = end, self._word + paint(part)
+            self._run_over(part, paint)
+
+    def _run_over(self, part: str, paint: Paint) -> None:
+        """A word longer than a line is the terminal's to break, so that it can be copied in one piece."""
+        self._write(paint(part))
+        width, column = self._width(), self._column
+        for character in part:
+            n = cells(character)
+            column = column + n if column + n <= width else n
+        self._begin(column)
+
+
+def columns() -> int:
+    """Of the terminal behind stdout, now; $COLUMNS may be of another day."""
+    with contextlib.suppress(OSError, ValueError):
+        if (found := os.get_terminal_size(sys.__stdout__.fileno() if sys.__stdout__ else 1).columns) > 0:
+            return found
+    return shutil.get_terminal_size().columns
+
+
+def cells(text: str) -> int:
+    """Columns that a terminal gives it."""
+    return len(text) if text.isascii() else max(0, wcswidth(text))

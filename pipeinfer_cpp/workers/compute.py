@@ -65,6 +65,8 @@ class Compute:
         self._resolve, self._post = resolve, post
         self._runner: SliceRunner | None = None
         self._following: Link[ToCoordinator] | None = None
+        self._heard = self._looked = clock()
+        """Of the next stage: when it last said anything, and when that was last asked."""
         self._transit = Transit(load.link, load.index) if load.link else None
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
@@ -119,6 +121,7 @@ class Compute:
             self._following.send(Hello(PROTOCOL, package_version(), llama_version(), "stage", self._session))
             if self._runs is None:
                 self._meet_following(self._following)
+            self._heard = self._looked = clock()
         self._post(self._runner.loaded)
 
     def _meet_following(self, link: Link[ToCoordinator]) -> None:
@@ -136,10 +139,10 @@ class Compute:
         """The next run, None when the session is over."""
         if self._runs is None:
             while True:
+                if self._following is not None:
+                    self._look_at(self._following)
                 with contextlib.suppress(queue.Empty):
                     return self.inbox.get(timeout=0.5)
-                if self._following is not None and self._following.broken():
-                    raise PipeInferError(f"its connection to the next stage, {self._following.address}, is lost")
         while not self._stopping:
             if not self._runs.poll(0.1, self._load.active):
                 continue
@@ -152,6 +155,24 @@ class Compute:
                     if role == "runs":
                         self._back = peer
         return None
+
+    def _look_at(self, link: Link[ToCoordinator]) -> None:
+        """Twice a second: raise when the next stage is gone, or silent for too long. It sends a sign of life every
+        second, however long what is under way to it takes on a slow wire."""
+        now = clock()
+        if now - self._looked < 0.5:
+            return
+        if now - self._looked > 2.0:  # a long decode, or a suspension: what came meanwhile may still be on its way
+            self._heard = max(self._heard, now - self._load.patience + 2.0)
+        self._looked = now
+        while link.receive() is not None:
+            self._heard = now
+        if link.broken():
+            raise PipeInferError(f"its connection to the next stage, {link.address}, is lost")
+        if now - self._heard > self._load.patience:
+            raise PipeInferError(
+                f"it has heard nothing from the next stage, {link.address}, for {now - self._heard:.0f} s"
+            )
 
     def _execute(self, run: RunHeader, payload: memoryview | None) -> None:
         assert self._runner is not None

@@ -6,12 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import msgspec
 
@@ -20,6 +21,7 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import LayerRange, Source, slice_plan
 from pipeinfer_cpp.gguf.files import appearing, locked
 from pipeinfer_cpp.gguf.kinds import Sample, samples_of
+from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.gguf.writer import write_slices
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import library_build
@@ -68,12 +70,18 @@ class Setup:
 
 
 def probe(
-    source: Source, layers: LayerRange, path: str, setup: Setup, report: Report
+    source: Source,
+    layers: LayerRange,
+    path: str,
+    setup: Setup,
+    report: Report,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> tuple[dict[int, float], int]:
     """Seconds by rows of the stage that holds these layers of the model in the slice `path`, and its widest exact run
     (1 where `setup.exact` is off).
 
-    Stages of one machine share the work: each takes samples that no other is at.
+    Stages of one machine share the work: each takes samples that no other is at, and calls `meanwhile` before it waits
+    for those that others are at. Nothing of the model should be loaded before: a sample takes memory too.
     """
     if 0 < setup.gpu_layers <= layers[1] - layers[0]:  # partly on the GPU: no sample is like the whole
         samples = [Sample(*layers, f"{source.sha256()} {layers}", 1.0)]
@@ -82,7 +90,7 @@ def probe(
     found: dict[Sample, Found] = {}
     at = layers[0] % len(samples)
     waiting = samples[at:] + samples[:at]
-    deadline = time.monotonic() + PATIENCE
+    deadline: float | None = None
     said = -1
     while waiting:
         for sample in list(waiting):
@@ -95,14 +103,18 @@ def probe(
             if known is None:
                 with locked(record.with_suffix(".lock"), wait=False) as held:
                     known = _read(record)
-                    if known is None and (held or time.monotonic() > deadline or not record.parent.is_dir()):
+                    late = deadline is not None and time.monotonic() > deadline
+                    if known is None and (held or late or not record.parent.is_dir()):
                         tick(0, 1)
-                        known = _examine(source, sample, path if sample.layers == layers else None, setup, tick)
+                        known = _examine(source, sample, layers, path, setup, tick)
                         _write(record, known)
             if known is not None:
                 found[sample] = known
                 waiting.remove(sample)
-        if waiting:
+        if waiting and deadline is None:
+            meanwhile()
+            deadline = time.monotonic() + PATIENCE
+        elif waiting:
             if said != len(found):
                 said = len(found)
                 report("waiting for another stage's test", said, len(samples))
@@ -112,9 +124,14 @@ def probe(
 
 
 def _examine(
-    source: Source, sample: Sample, path: str | None, setup: Setup, tick: Callable[[int, int], None]
+    source: Source,
+    sample: Sample,
+    layers: LayerRange,
+    path: str,
+    setup: Setup,
+    tick: Callable[[int, int], None],
 ) -> Found:
-    with _cut(source, sample) if path is None else contextlib.nullcontext(path) as file:
+    with contextlib.nullcontext(path) if sample.layers == layers else _cut(source, sample, layers) as file:
         ctx = setup.open(file)
         try:
             one_layer = sample.end - sample.first == 1
@@ -129,21 +146,37 @@ def _depths(sample: Sample, setup: Setup) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _cut(source: Source, sample: Sample) -> Iterator[str]:
-    """The sample as a file, gone at the end: in memory where the system has such files."""
+def _cut(source: Source, sample: Sample, layers: LayerRange) -> Iterator[str]:
+    """The sample as a file, gone at the end: in memory where that and what llama.cpp makes of it take no more than the
+    weights of the stage of these layers will, else on the disk, whose pages the system can take back."""
     plan = slice_plan(source, sample.first, sample.end)
     if plan.takes_tokens and plan.gives_logits:
         yield str(source.path)
         return
-    with contextlib.ExitStack() as stack:
-        if hasattr(os, "memfd_create"):
-            file: IO[bytes] = stack.enter_context(os.fdopen(os.memfd_create("pipeinfer-sample"), "w+b"))
-            name = f"/proc/self/fd/{file.fileno()}"
-        else:
-            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=cache_dir(), suffix=".gguf"))
-            name = file.name
-        write_slices([plan], [file], whole=False)
-        yield name
+    # llama.cpp touches all of a mapped file: holes of one in memory become memory.
+    taken = plan.data_bytes + sum(step.n_bytes for step in plan.tensors if step.target)
+    small = taken <= Model(source).stage(*layers, Room(cells=0)).weights
+    for in_memory in (small, not small):
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(_file(in_memory))
+                write_slices([plan], [file], whole=False)
+            except OSError as error:  # full, or not to be had
+                reason = error.strerror
+                continue
+            yield f"/proc/self/fd/{file.fileno()}" if sys.platform == "linux" else file.name
+            return
+    size = f"{plan.data_bytes / 1e6:.0f} MB"
+    raise UserError(f"The self-test could not write a sample of {size} into {cache_dir()}: {reason}.")
+
+
+def _file(in_memory: bool) -> IO[bytes]:
+    """One that is gone when it is closed, also by the end of the process."""
+    if sys.platform != "linux":
+        return cast(IO[bytes], tempfile.NamedTemporaryFile(dir=cache_dir(), suffix=".gguf"))
+    if in_memory and hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("pipeinfer-sample"), "w+b")
+    return cast(IO[bytes], tempfile.TemporaryFile(dir=cache_dir()))
 
 
 def _record(sample: Sample, setup: Setup) -> Path:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source
+from pipeinfer_cpp.gguf.needs import Model
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
 from pipeinfer_cpp.llama.paths import PathSamplers
@@ -43,9 +44,8 @@ class SliceRunner:
         options = load.options
         self.first, self.last = load.index == 0, load.index == load.n_stages - 1
         self._stretch = load.stretch.costs() if load.stretch else None
-        report("loading the layers", 0, 0)
-        kv_type, context = _open(load, path)
-        self._ctx = context
+        start = _Start(load, path, report)
+        context = self._ctx = start.context
         self._checkpoints = Checkpoints(context)
         self._lock = threading.Lock()
         self._dead: set[int] = set()
@@ -54,20 +54,16 @@ class SliceRunner:
         self._samplers = PathSamplers(context.vocab, context.n_vocab) if self.last else None
         self._n_seq = options.n_seq
         self._wire = codec(load.wire_in, context.row_width)
-        widest = min(load.max_rows, WIDEST)
-        how = options.flash_attn, options.threads, options.gpu_layers, options.n_ctx
-        setup = Setup(kv_type, *how, widest, load.exact)
         try:
             row = row_seconds(context)
-            curve, safe = probe(Source.open(load.model.path), (load.first, load.end), path, setup, report)
         except BaseException:
             self.close()
             raise
         # Samples are looked at once: how busy the machine was then does not matter, only how a curve bends.
-        curve = {w: s * row / curve[1] for w, s in curve.items()}
+        curve = {w: s * row / start.curve[1] for w, s in start.curve.items()}
         if self._stretch:
             curve = {w: max(s, self._stretch(w)) for w, s in curve.items()}
-        self.loaded = Loaded(curve, safe, kv_type, resident_mb(), options.threads, context.checkpointed)
+        self.loaded = Loaded(curve, start.safe, start.kv_type, resident_mb(), options.threads, context.checkpointed)
 
     def cancel(self, runs: tuple[int, ...]) -> None:
         """Runs that are not here yet or wait will be skipped; the one under way is aborted."""
@@ -168,24 +164,45 @@ class SliceRunner:
         return Result("aborted", began, clock())
 
 
-def _open(load: LoadSlice, path: str) -> tuple[str, SliceContext]:
-    """The context, with the KV type that was asked for; `auto` is q8_0 in exact mode where the heads allow it."""
-    options = load.options
-    wanted = [options.kv_type] if options.kv_type != "auto" else ["q8_0", "f16"] if load.exact else ["f16"]
-    error: UserError | None = None
-    for kv_type in wanted:
-        try:
-            return kv_type, SliceContext(
-                path,
+class _Start:
+    """The self-test, then the context. Samples come first, as far as no other stage is at them: what they take of
+    memory is free again before the slice is loaded. `auto` is q8_0 in exact mode where the heads allow it."""
+
+    def __init__(self, load: LoadSlice, path: str, report: Report) -> None:
+        self._load, self._path, self._report = load, path, report
+        self._context: SliceContext | None = None
+        options = load.options
+        source = Source.open(load.model.path)
+        wanted = [Model(source).kv_type(options.kv_type, load.exact)]
+        if options.kv_type == "auto" and wanted != ["f16"]:
+            wanted.append("f16")
+        how = options.flash_attn, options.threads, options.gpu_layers, options.n_ctx
+        for kv_type in wanted:
+            self.kv_type = kv_type
+            setup = Setup(kv_type, *how, min(load.max_rows, WIDEST), load.exact)
+            try:
+                self.curve, self.safe = probe(source, (load.first, load.end), path, setup, report, self._open)
+                self.context = self._open()
+                return
+            except BaseException as error:
+                if self._context is not None:
+                    self._context.close()
+                    self._context = None
+                if not isinstance(error, UserError) or kv_type == wanted[-1]:
+                    raise
+
+    def _open(self) -> SliceContext:
+        if self._context is None:
+            self._report("loading the layers", 0, 0)
+            options = self._load.options
+            self._context = SliceContext(
+                self._path,
                 n_ctx=options.n_ctx,
                 n_seq_max=options.n_seq,
                 n_ubatch=options.chunk,
-                kv_type=kv_type,
+                kv_type=self.kv_type,
                 flash_attn=options.flash_attn,
                 n_threads=options.threads,
                 n_gpu_layers=options.gpu_layers,
             )
-        except UserError as failed:
-            error = failed
-    assert error is not None
-    raise error
+        return self._context

@@ -33,8 +33,8 @@ from pipeinfer_cpp.net.transit import Arrivals
 from pipeinfer_cpp.versions import llama_version, package_version
 from pipeinfer_cpp.workers.compute import Compute, Resolve
 
-SILENCE = 10.0
-"""Seconds without a message after which a coordinator elsewhere, which pings every second, is taken for gone."""
+KEPT = 600.0
+"""Seconds that a silent coordinator elsewhere keeps this stage while nobody else wants it."""
 
 
 class Stage:
@@ -62,6 +62,8 @@ class Stage:
         self._previous: bytes | None = None
         self._session = ""
         self._heard = self._looked = clock()
+        self._patience = 10.0
+        self._silent = False
         self._compute: Compute | None = None
         self._cancels: Arrivals[tuple[int, ...]] | None = None
         """On an emulated link: cancellations that are still under way."""
@@ -96,12 +98,21 @@ class Stage:
         if now - self._looked < 1.0:
             return
         self._looked = now
+        if self._previous is not None:  # it sends large messages and hears nothing else: tell it that we are here
+            self._server.send(self._previous, Pong(0.0, now))
         if self._gone(coordinator):
             self._end()
-        elif self._runs_at is None and now - self._heard > SILENCE:
-            self._say("the coordinator has gone silent")
+        elif self._runs_at is None and self._lost() and not self._silent:
+            self._silent = True
+            self._say("the coordinator is silent: it may come back, unless another one comes first")
+        elif self._runs_at is None and now - self._heard > KEPT:
+            self._say("the coordinator has been silent for too long")
             self._server.send(coordinator, Failed("it has heard nothing from the coordinator for too long"))
             self._end()
+
+    def _lost(self) -> bool:
+        """The coordinator has been silent for longer than it would wait for us."""
+        return self._runs_at is None and clock() - self._heard > self._patience
 
     def _gone(self, coordinator: bytes) -> bool:
         if self._server.send(coordinator, Pong(0.0, clock())):
@@ -121,6 +132,9 @@ class Stage:
         peer, message, payload = self._server.receive()
         if peer == self._coordinator:
             self._heard = clock()
+            if self._silent:
+                self._silent = False
+                self._say("the coordinator is back")
         match message:
             case RunHeader() if peer in (self._coordinator, self._previous) and self._compute:
                 self._compute.inbox.put((message, payload))
@@ -135,6 +149,7 @@ class Stage:
                 self._hello(peer, message)
             case LoadSlice() if peer == self._coordinator:
                 self._stop_computing()
+                self._patience = message.patience
                 self._cancels = Arrivals([message.link]) if message.link is not None else None
                 load = self._with_threads(message)
                 self._compute = Compute(self._network, load, self._session, self._resolve, self._post, self._runs)
@@ -162,8 +177,13 @@ class Stage:
             else:
                 self._server.send(peer, Refuse("it is not of this session"))
             return
-        if why is None and self._coordinator not in (None, peer) and self._gone(self._coordinator):
-            self._end()
+        if why is None and self._coordinator not in (None, peer):
+            if self._gone(self._coordinator):
+                self._end()
+            elif self._lost():
+                self._say("the silent coordinator is given up for another one")
+                self._server.send(self._coordinator, Failed("another coordinator took it while this one was silent"))
+                self._end()
         if why is None and self._coordinator not in (None, peer):
             why = "this stage is working for another coordinator: wait for it, or start another stage"
         if why is not None:
@@ -185,7 +205,7 @@ class Stage:
 
     def _end(self) -> None:
         self._coordinator = self._previous = None
-        self._session = ""
+        self._session, self._silent, self._patience = "", False, 10.0
         self._stop_computing()
 
     def _stop_computing(self) -> None:

@@ -1,0 +1,50 @@
+"""Chats on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_conversation import conversation, turn
+
+from pipeinfer_cpp.cli.chat_store import KEPT, ChatStore
+from pipeinfer_cpp.errors import UserError
+
+
+def test_one_file_a_chat_for_its_owner_only_and_the_newest_stay(tmp_path: Path) -> None:
+    for i in range(KEPT + 3):
+        store, c = ChatStore(tmp_path / "chats"), conversation()
+        turn(c, f"question {i}")
+        store.write(c, seed=i)
+        turn(c, "and?")
+        store.write(c, seed=i)
+    files = list((tmp_path / "chats").iterdir())
+    assert len(files) == KEPT and all(path.stat().st_mode & 0o777 == 0o600 for path in files)
+    newest = store.newest()
+    assert newest[0].messages[0]["content"] == f"question {KEPT + 2}" and newest[0].seed == KEPT + 2
+    assert newest[-1].messages[0]["content"] == "question 3"
+
+
+def test_an_open_question_is_kept_and_a_resumed_chat_goes_on_in_its_file(tmp_path: Path) -> None:
+    store, c = ChatStore(tmp_path), conversation()
+    turn(c, "Hi")
+    c.ask("And?", reserve=10)
+    store.write(c, seed=1, asked="And?")
+    (tmp_path / "broken.json").write_text("{")
+    store, again = ChatStore(tmp_path), conversation()
+    saved = store.resume(1, again)
+    assert saved.asked == "And?" and again.n_turns == 1
+    turn(again, "And?")
+    store.write(again, seed=1)
+    assert len(list(tmp_path.iterdir())) == 2 and len(store.newest()[0].messages) == 4
+    with pytest.raises(UserError, match=r"no chat 2: there are 1 \(the newest\) to 1"):
+        store.resume(2, again)
+
+
+def test_not_enabled_it_writes_nothing(tmp_path: Path) -> None:
+    store, c = ChatStore(tmp_path, enabled=False), conversation()
+    turn(c, "Hi")
+    store.write(c, seed=1)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="no chat to resume"):
+        store.resume(1, c)

@@ -1,0 +1,49 @@
+"""Drafts that are found on this machine: only such as run, and never at the price of a start."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from cli_helpers import pipeinfer
+from pipeline_helpers import DRAFT, TARGET
+
+from pipeinfer_cpp.gguf import Source
+from pipeinfer_cpp.models.drafts import find_draft
+from pipeinfer_cpp.models.registry import Registry
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
+    """The demo target in a folder of its own, where nothing was fetched."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return Source.open(shutil.copy(TARGET, tmp_path / "target.gguf"))
+
+
+def test_a_cache_that_cannot_be_used_hides_no_draft(target: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPEINFER_CACHE", str(target.path / "cache"))
+    draft = Path(shutil.copy(DRAFT, target.path.with_name("draft.gguf")))
+    found = find_draft(target, Registry({}))
+    assert found is not None and found.path == draft
+
+
+def test_a_draft_without_tensors_is_none(target: Source) -> None:
+    """Of a model's header alone, as something that was interrupted may leave it."""
+    source = Source.open(DRAFT)
+    content = bytearray(DRAFT.read_bytes()[: max(key.end for key in source.keys.values())])
+    content[8:16] = bytes(8)  # the number of tensors
+    target.path.with_name("draft.gguf").write_bytes(content.ljust(len(content) + 32, b"\0"))
+    assert find_draft(target, Registry({})) is None
+
+
+def test_a_draft_is_offered_only_for_a_target_that_runs(target: Source) -> None:
+    shutil.copy(DRAFT, target.path.with_name("draft.gguf"))
+    options = ["--target", target.path, "-n", 2, "--prompt", "Once"]
+    refused = pipeinfer("generate", *options, "--stages", 13)
+    assert refused.code == 2 and "is on this machine" not in refused.err
+    ran = pipeinfer("generate", *options, "--stages", 1)
+    assert ran.code == 0 and "lets it draft." in ran.err
+    assert "Memory needed on this machine (" in ran.err and "): stage 0 " in ran.err  # though this is no terminal
