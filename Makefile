@@ -1,4 +1,5 @@
 # make chat   a virtual environment, the package, and a chat with the bundled demo pair
+# make install   the command `pipeinfer` for this user, by pipx or uv
 # make test   the same for the test suite
 # make lint   ruff and mypy
 # make real-model   fetch Gemma 3 270M (240 MB) for the tests that use a real model
@@ -8,10 +9,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml models.toml $(shell find pipeinfer_cpp -name '*.py' -o -name '*.toml' -o -name '*.gguf')
 
-.PHONY: chat test lint real-model clean
+.PHONY: chat install test lint real-model clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/pipeinfer chat --pair demo
+
+install:
+	@echo "Installing; llama.cpp is compiled for this CPU: that takes some minutes."
+	@if command -v pipx >/dev/null; then pipx install --force .; \
+	elif command -v uv >/dev/null; then uv tool install --force .; \
+	else echo "pipx or uv is needed (Debian and Ubuntu: apt install pipx; macOS: brew install pipx)."; exit 2; fi
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest

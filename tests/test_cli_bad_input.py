@@ -15,6 +15,8 @@ from cli_helpers import ENV, Ended, pipeinfer
 from pipeline_helpers import DRAFT, TARGET, answers, free_port, hand_stages, until
 from tiny_models import MODELS, Tiny, build
 
+from pipeinfer_cpp.llama.library import lib
+
 GENERATE = ["generate", "--prompt", "Hi", "--max-tokens", "2"]
 PAIR = '[pair.x]\ntarget = { path = "none.gguf" }\n'
 
@@ -140,6 +142,12 @@ def running(folder: Path) -> Iterator[dict[str, Future[Ended]]]:
 @pytest.mark.parametrize(("line", "words"), CASES, ids=[line for line, _ in CASES])
 def test_bad_input(running: dict[str, Future[Ended]], line: str, words: str) -> None:
     check(running[line].result(), words)
+
+
+def test_layers_for_a_gpu_that_llama_cpp_was_not_built_for(folder: Path) -> None:
+    if lib.llama_supports_gpu_offload():
+        pytest.skip("llama.cpp has a GPU backend here")
+    check(pipeinfer(*GENERATE, "--gpu-layers", "3", cwd=folder), "built without a GPU backend here")
 
 
 def test_a_failed_command_leaves_no_trace_file(folder: Path) -> None:

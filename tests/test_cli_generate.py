@@ -174,7 +174,7 @@ def test_sigterm_ends_everything() -> None:
 
 def test_sigkill_leaves_no_process() -> None:
     process = started("generate", "--prompt", PROMPT, *SLOW)
-    until(lambda: len(worker_pids(process.pid)) == 3, 20)
+    until(lambda: len(worker_pids(process.pid)) == 2, 20)
     workers = worker_pids(process.pid)
     process.kill()
     process.communicate()
@@ -183,7 +183,7 @@ def test_sigkill_leaves_no_process() -> None:
 
 def test_ctrl_c_while_it_starts() -> None:
     process = started("generate", "--prompt", PROMPT, *SLOW)
-    until(lambda: len(worker_pids(process.pid)) == 3, 20)
+    until(lambda: len(worker_pids(process.pid)) == 2, 20)
     process.send_signal(signal.SIGINT)
     result = ended(process)
     assert result.code == 130 and not result.left
@@ -238,3 +238,9 @@ def test_the_names_of_llama_cpp(text: str) -> None:
 def test_seed_minus_one_is_random_and_named() -> None:
     seeds = [objects(pipeinfer("generate", "Hi", "--json", "-n", "1", "--seed", "-1"))["seed"] for _ in range(2)]
     assert seeds[0] != seeds[1] and -1 not in seeds
+
+
+def test_mode_off_starts_no_draft_worker() -> None:
+    """Its memory and its share of the cores are the stages'."""
+    found = objects(pipeinfer("generate", "-p", PROMPT, "--json", *GREEDY, "--mode", "off"))
+    assert set(found["memory_mb"]) == {"stage-0", "stage-1"} and found["mode"] == "off"

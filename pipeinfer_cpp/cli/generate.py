@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,7 @@ def generate(
     from pipeinfer_cpp.ui.consoles import notice, warn, writer
     from pipeinfer_cpp.ui.progress import reading
 
-    write = (lambda _text: None) if as_json else writer()
+    write: Callable[..., object] = (lambda _text: None) if as_json else writer()
     with opened(options, drafts="tell") as pipeline, OneInterrupt() as interrupt, reading() as report:
         asked = text if raw else _asked(pipeline, text)
         generation = pipeline.generate(

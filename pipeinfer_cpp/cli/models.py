@@ -170,7 +170,7 @@ def remove(
 def inflate(
     what: Annotated[str, typer.Argument(help="A GGUF, or a pair's name for its target.", metavar=_WHAT)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF to write.", metavar="FILE")],
-    layers: Annotated[int | None, typer.Option(help="How many layers it shall have.", metavar="N")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers it will have.", metavar="N")] = None,
     width: Annotated[int | None, typer.Option(help="Length of its hidden states.", metavar="N")] = None,
     ffn: Annotated[int | None, typer.Option(help="Units of its feed-forward networks.", metavar="N")] = None,
     heads: Annotated[

@@ -31,14 +31,15 @@ def opened(
         from pipeinfer_cpp.pipeline import Pipeline
         from pipeinfer_cpp.ui.consoles import notice
         from pipeinfer_cpp.ui.progress import opening
+
+        n = options.n_stages
+        what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
+        with opening(what, quiet=quiet) as report:
+            pipeline = Pipeline(options, report, crew)
+        pipeline.on_notice = notice
     except BaseException:
         crew.close()
         raise
-    n = options.n_stages
-    what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
-    with opening(what, quiet=quiet) as report:
-        pipeline = Pipeline(options, report, crew)
-    pipeline.on_notice = notice
     try:
         if hint is not None and not quiet:
             notice(hint)

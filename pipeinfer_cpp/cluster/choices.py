@@ -25,20 +25,23 @@ def trained_ctx(target: Source) -> int:
 
 
 def chosen_models(options: Options) -> tuple[Pair | None, Path, Path | None]:
-    """The pair's entry where one was named, and the files of target and draft."""
+    """The pair's entry where one was named, and the files of target and draft (none for mode "off")."""
     from pipeinfer_cpp.models.find import model_path
 
+    drafting = options.mode != "off"
     if options.target is not None:
-        return None, model_path(options.target), model_path(options.draft) if options.draft is not None else None
+        draft = model_path(options.draft) if options.draft is not None else None
+        return None, model_path(options.target), draft if drafting else None
     if options.pair is None:
         raise UserError("Name a model: --pair NAME (see `pipeinfer models list`) or --target FILE.")
     from pipeinfer_cpp.models import load_registry
 
     pair = load_registry(Path(options.models) if options.models else None).pair(options.pair)
     if options.draft is not None:
-        draft: Path | None = model_path(options.draft)
+        draft = model_path(options.draft)
     else:
-        draft = pair.path("draft") if pair.draft is not None else None
+        draft = pair.path("draft") if drafting and pair.draft is not None else None
+    draft = draft if drafting else None
     return pair, pair.path("target"), draft
 
 

@@ -18,13 +18,18 @@ class Crew:
         self.share = share
         self.folder = SocketDir()
         self._waiting: dict[str, Process] = {}
-        for name in [*(f"s{i}" for i in range(n_stages)), *(["draft"] if draft else [])]:
-            self._waiting[name] = self.start(name)
+        try:
+            for name in [*(f"s{i}" for i in range(n_stages)), *(["draft"] if draft else [])]:
+                self._waiting[name] = self.start(name)
+        except BaseException:  # Ctrl-C comes at any moment
+            self.close()
+            raise
 
     @classmethod
     def of(cls, options: Options) -> Crew:
         """Nobody, where a model is not there or stages run elsewhere: the plan says what is wrong, or who is needed."""
         ready, draft = _asked(options)
+        draft = draft and options.mode != "off"
         n_stages = options.stages if isinstance(options.stages, int) and ready else 0
         return cls(Share(cores(), n_stages + draft, options.threads), n_stages, draft and n_stages > 0)
 

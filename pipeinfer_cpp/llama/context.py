@@ -50,6 +50,10 @@ class SliceContext:
         watched: bool = False,
     ) -> None:
         start()
+        if n_gpu_layers and not lib.llama_supports_gpu_offload():
+            raise UserError(
+                "llama.cpp was built without a GPU backend here: leave --gpu-layers out, or build it with one."
+            )
         self.n_ubatch = n_ubatch
         self.abort = AbortFlag()
         self._model: Any = None
