@@ -167,7 +167,9 @@ def _cut(source: Source, sample: Sample, layers: LayerRange) -> Iterator[str]:
             yield f"/proc/self/fd/{file.fileno()}" if sys.platform == "linux" else file.name
             return
     size = f"{plan.data_bytes / 1e6:.0f} MB"
-    raise UserError(f"The self-test could not write a sample of {size} into {cache_dir()}: {reason}.")
+    raise UserError(
+        f"The self-test could not write a sample of {size} ({reason}): set PIPEINFER_CACHE to a folder with room."
+    )
 
 
 def _file(in_memory: bool) -> IO[bytes]:
@@ -183,9 +185,11 @@ def _record(sample: Sample, setup: Setup) -> Path:
     """Where a sample's result is kept, by all that it depends on."""
     how = msgspec.json.encode(replace(setup, n_ctx=max(_depths(sample, setup)))).decode()
     parts = (VERSION, sample.signature, sample.deep, how, library_build(), cpu_name(), cores())
-    folder = cache_dir() / "probes"
-    with contextlib.suppress(OSError):
+    try:
+        folder = cache_dir() / "probes"
         folder.mkdir(exist_ok=True)
+    except OSError:  # nothing can be kept there: nothing is
+        folder = Path(os.devnull) / "probes"
     return folder / (hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:24] + ".json")
 
 
