@@ -28,6 +28,12 @@ _BRIEF = 0.2
 Tick = Callable[[int, int], None]
 
 
+def depths_within(n_ctx: int, widest: int) -> tuple[int, ...]:
+    """Those of DEPTHS that a context of so many cells can reach, without what the deepest one tells as well."""
+    fitting = [d for d in DEPTHS if d + widest + BEHIND <= n_ctx]
+    return tuple(d for d in fitting if d != 300 or 530 not in fitting) or DEPTHS[:1]
+
+
 @dataclass(frozen=True)
 class Found:
     """`seconds`: of a run by its rows, the shortest that was seen. `safe`: the widest run whose outputs and KV cells
@@ -174,10 +180,13 @@ class _Bench:
     def _run(self, at: int, width: int) -> NodeValues:
         """What a run of `width` rows from the one `at` behind the depth on gives in all nodes."""
         values = NodeValues()
+        # What stands behind attention does not know the depth: it is looked at once.
+        short = self._only_cells and self._depth > self.depths[0]
         self._ctx.watch(values)
-        out = self._decode(self._depth + at, self._depth + at + width)
+        out = self._decode(self._depth + at, self._depth + at + width, prefix=short)
         self._ctx.watch(None)
-        values.by_name["result"] = out
+        if not short:
+            values.by_name["result"] = out
         return values
 
     def _timed(self, at: int, width: int) -> None:

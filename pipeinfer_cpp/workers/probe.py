@@ -25,7 +25,7 @@ from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.gguf.writer import write_slices
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import library_build
-from pipeinfer_cpp.llama.selftest import BEHIND, DEPTHS, Found, examine
+from pipeinfer_cpp.llama.selftest import BEHIND, Found, depths_within, examine
 from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.versions import cpu_name
 
@@ -52,7 +52,7 @@ class Setup:
     @property
     def depths(self) -> tuple[int, ...]:
         """Those that the stage can reach."""
-        return tuple(d for d in DEPTHS if d + self.widest + BEHIND <= self.n_ctx) or DEPTHS[:1]
+        return depths_within(self.n_ctx, self.widest)
 
     def open(self, path: str) -> SliceContext:
         n_ctx = -(-(max(self.depths) + self.widest + BEHIND) // 256) * 256
