@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -139,7 +140,7 @@ class Pipeline:
             active=plan.active,
             links=plan.links,
             patience=options.patience,
-            notice=lambda text: self.on_notice(text),
+            notice=partial(_notice, weakref.ref(self)),  # the driver's thread must not keep this alive
         )
         self._resources.callback(self.driver.close)
 
@@ -290,3 +291,8 @@ def _close(resources: contextlib.ExitStack, owner: int) -> None:
     """All of it, unless this is a forked child: its parent's sockets, folder and processes are not its own."""
     if os.getpid() == owner:
         resources.close()
+
+
+def _notice(pipeline: weakref.ref[Pipeline], text: str) -> None:
+    if (alive := pipeline()) is not None:
+        alive.on_notice(text)

@@ -117,7 +117,7 @@ def test_a_search_on_an_emulated_cluster(tmp_path: Path) -> None:
     own = tmp_path / "pipeinfer" / "models.toml"
     own.parent.mkdir()
     own.write_text("[pair.demo.speculation]\nmode = \"sync\"\ndraft_max = 1\n")
-    done = tune(tmp_path, "--emulate", str(cluster), "-n", "12", "--prompts", "6")
+    done = tune(tmp_path, "--emulate", str(cluster), "-n", "20")
     assert done.returncode == 0, done.stderr
     assert "Best here: " in done.stdout and "Kept for this pair" in done.stdout, done.stdout
     command = [sys.executable, "-m", "pipeinfer_cpp", "generate", "-p", "Once", "-n", "4", "--emulate", str(cluster)]

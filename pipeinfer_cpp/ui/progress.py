@@ -54,7 +54,8 @@ def opening(what: str, *, quiet: bool = False) -> Iterator[Report]:
             if worker == "memory":
                 if quiet:
                     return
-                progress.console.print(Text(now, style="dim"))
+                with contextlib.suppress(OSError):  # a full disk behind stderr costs the line, not the text
+                    progress.console.print(Text(now, style="dim"))
                 return
             if worker == "note":
                 notes.append(now)
