@@ -59,7 +59,7 @@ def test_one_coordinator_after_another(pair: list[HandStage]) -> None:
         expected = text_of(p), text_of(p, PROMPT + " lived in")
     for mode in ("async", "off"):
         with local(stages=addresses(pair), mode=mode) as p:
-            assert len(worker_pids()) == 1  # the draft worker is ours
+            assert len(worker_pids()) == (mode != "off")  # the draft worker is ours, where there is any
             first = p.generate(PROMPT, max_tokens=24, sampling=GREEDY).wait()
             assert (first.text, text_of(p, PROMPT + " lived in")) == expected
             assert set(first.memory_mb) >= {"stage-0", "stage-1"}
