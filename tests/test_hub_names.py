@@ -174,7 +174,7 @@ def test_names_that_fit_nothing(pipeinfer, name: str, code: int, said: str) -> N
 
 
 def test_generate_fetches_and_the_hint_names_a_draft(pipeinfer, hub: Hub) -> None:  # type: ignore[no-untyped-def]
-    args = ["generate", "--prompt", "Once", "-n", 4, "--stages", 1, "--temp", 0, "--no-exact"]
+    args = ["generate", "--prompt", "Once", "-n", 24, "--raw", "--stages", 1, "--temp", 0, "--no-exact"]
     pipeinfer("models", "pull", "maker/little-GGUF")
     hub.requests.clear()
     out, err = pipeinfer(*args, "--target", "maker/demo-GGUF")
