@@ -112,10 +112,7 @@ class Pipeline:
         """Of each stage."""
         safe = min(m.safe_width for m in loaded) if plan.exact else plan.settings.max_rows
         checkpoints = any(m.checkpointed for m in loaded)
-        if checkpoints and plan.settings.branches > 1:
-            raise UserError(
-                f"{plan.target.name} keeps a state that cannot be branched: use --branches 1 with it."
-            )
+        plan.check_branches(checkpoints)  # of an architecture that no table knows llama.cpp tells it first here
         self.settings = replace(
             plan.settings,
             max_rows=min(safe, plan.settings.max_rows),

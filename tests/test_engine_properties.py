@@ -265,6 +265,21 @@ def send_twice(chaos: Chaos) -> None:
     chaos.engine.pipe.carry = lambda run, nodes: None  # type: ignore[method-assign]
 
 
+def expect_fault(
+    settings: Settings, break_it: Callable[[Chaos], None], caught: tuple[type[Exception], ...]
+) -> None:
+    """Some run of an engine with that fault fails with one of `caught`."""
+    for seed in range(30):
+        chaos = Chaos(ChaosWorld(seed, 0.7, 0.0), settings, [CostCurve.linear(0.02)] * 3, random.Random(seed))
+        break_it(chaos)
+        try:
+            chaos.turn([1, 2, 3], 30)
+            check(chaos, [1, 2, 3], chaos.world.text([1, 2, 3], 30, 64))
+        except caught:
+            return
+    pytest.fail("no run showed the fault")
+
+
 def restore_too_late(chaos: Chaos) -> None:
     """A miss goes back to the newest state, wrong rows and all."""
     checkpoints = chaos.engine.checkpoints
@@ -289,15 +304,7 @@ def give_up_early(chaos: Chaos) -> None:
 @pytest.mark.parametrize("break_it", [restore_too_late, forget_to_replay, give_up_early])
 def test_the_driver_finds_what_is_wrong_with_checkpoints(break_it: Callable[[Chaos], None]) -> None:
     settings = Settings(n_ctx=64, max_rows=3, checkpoints=True, eog=frozenset({EOG}))
-    for seed in range(30):
-        chaos = Chaos(ChaosWorld(seed, 0.7, 0.0), settings, [CostCurve.linear(0.02)] * 3, random.Random(seed))
-        break_it(chaos)
-        try:
-            chaos.turn([1, 2, 3], 30)
-            check(chaos, [1, 2, 3], chaos.world.text([1, 2, 3], 30, 64))
-        except (AssertionError, EngineError, KeyError, ValueError, IndexError):
-            return
-    pytest.fail("no run showed the fault")
+    expect_fault(settings, break_it, (AssertionError, EngineError, KeyError, ValueError, IndexError))
 
 
 def test_states_are_restored_and_rows_replayed_within_few_slots() -> None:
@@ -342,15 +349,7 @@ def test_a_turn_begins_at_a_state_that_is_still_kept() -> None:
 def test_the_driver_finds_what_is_wrong(break_it: Callable[[Chaos], None]) -> None:
     """Engines with a fault, each caught by what the tests above check."""
     settings = Settings(n_ctx=64, max_rows=2, branches=3, split=0.0, eog=frozenset({EOG}))
-    for seed in range(30):
-        chaos = Chaos(ChaosWorld(seed, 0.7, 0.0), settings, [CostCurve.linear(0.02)] * 3, random.Random(seed))
-        break_it(chaos)
-        try:
-            chaos.turn([1, 2, 3], 30)
-            check(chaos, [1, 2, 3], chaos.world.text([1, 2, 3], 30, 64))
-        except (AssertionError, EngineError, KeyError, ValueError):
-            return
-    pytest.fail("no run showed the fault")
+    expect_fault(settings, break_it, (AssertionError, EngineError, KeyError, ValueError))
 
 
 def test_random_orders_reach_every_corner() -> None:

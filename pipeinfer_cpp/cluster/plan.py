@@ -64,6 +64,11 @@ class Plan:
         """The model's own context."""
         return trained_ctx(self.target)
 
+    def check_branches(self, checkpoints: bool) -> None:
+        """Raises UserError for side branches of a model whose state is restored from checkpoints."""
+        if checkpoints and self.settings.branches > 1:
+            raise UserError(f"{self.target.name} keeps a state that cannot be branched: use --branches 1 with it.")
+
     def settle(self, places: Sequence[Machine] | None = None, *, strict: bool = True) -> None:
         """Choose the context, now that it is known where each stage runs (default: all of them here). Raises
         UserError where the pipeline does not fit, unless not `strict`."""
@@ -217,12 +222,11 @@ def outline(options: Options, *, strict: bool = True) -> Plan:
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
     if exact and settings.branches > 1:
         raise UserError("--exact needs --branches 1, and this pair has more in models.toml.")
-    if settings.branches > 1 and needs_checkpoints(target):
-        raise UserError(f"{target.name} keeps a state that cannot be branched: use --branches 1 with it.")
     addresses: list[str | None] = [None] * n_stages if isinstance(options.stages, int) else list(options.stages)
     n_local = sum(a is None for a in addresses) + (draft is not None)
     share = Share(cores(), n_local, options.threads)
     plan = Plan(options, pair, target, draft, ranges, addresses, settings, exact, "", share, notes)
+    plan.check_branches(needs_checkpoints(target))
     if options.emulate is not None:
         plan.warnings.append(f"Emulated: nodes and links are as slow as those of {options.emulate.name!r}.")
     if not any(addresses):

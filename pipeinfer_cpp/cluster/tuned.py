@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import msgspec
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.gguf.files import appearing
 from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.models.registry import Speculation, user_toml
 from pipeinfer_cpp.options import Options
@@ -62,12 +62,11 @@ def keep(options: Options, settings: dict[str, Any]) -> Path:
     kept = [t for t in _read(path) if (t.pair, t.machines) != (options.pair, machines)]
     if settings:
         kept.append(Tuned(str(options.pair), machines, msgspec.convert(settings, Speculation)))
-    partial = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         plain = [{**msgspec.to_builtins(t), "settings": known(t.settings)} for t in kept]
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(plain)) + b"\n")
-        os.replace(partial, path)
+        with appearing(path) as out:
+            out.write(msgspec.json.format(msgspec.json.encode(plain)) + b"\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
     return path
