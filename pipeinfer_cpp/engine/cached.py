@@ -16,7 +16,7 @@ class Span(NamedTuple):
 
 
 class Past(NamedTuple):
-    """A conversation so far, for another engine of the same model: see `Cached.recall`. `chunk`: rows of a prompt chunk."""
+    """A conversation so far, for `recall` on another engine of the same model. `chunk`: rows of a prompt chunk."""
 
     tokens: tuple[int, ...]
     spans: tuple[Span, ...]
@@ -35,8 +35,8 @@ class Past(NamedTuple):
             past = cls(tokens, spans, int(data["chunk"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is no past of a conversation: {error}") from None
-        borders = [0, *(span.end for span in spans)]
-        if any(s.begin != at or s.end <= at for s, at in zip(spans, borders, strict=False)) or borders[-1] != len(tokens):
+        ends = [0, *(span.end for span in spans)]
+        if any(s.begin != at or s.end <= at for s, at in zip(spans, ends, strict=False)) or ends[-1] != len(tokens):
             raise ValueError("this is no past of a conversation: its spans do not cover its tokens")
         return past
 
@@ -111,7 +111,7 @@ class Cached:
                 yield from range(begin, end + 1, chunk)
 
     def _ranges(self, end: int, chunk: int, width: int, begin: int = 0) -> Iterator[tuple[int, int]]:
-        """The batches that the first `end` tokens were computed in; of answers, what is left of them from `begin` on."""
+        """The batches that the first `end` tokens were computed in; of answers, what is left from `begin` on."""
         for span in _cut(self.spans, end):
             if span.drawn:
                 first = max(span.begin, begin)
