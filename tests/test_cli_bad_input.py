@@ -3,6 +3,7 @@ stdout, nothing left behind."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "half.gguf").write_bytes(content[: len(content) // 2])
     (path / "empty.gguf").write_bytes(b"")
     (path / "text.gguf").write_text("This is no model.")
+    os.mkfifo(path / "pipe.gguf")  # nobody writes to it: whoever opened it would wait for ever
     (path / "long.txt").write_text("a word " * 1000)
     (path / "latin.txt").write_bytes("élan".encode("latin-1"))
     (path / "syntax.toml").write_text("[pair.x\n")
@@ -63,6 +65,8 @@ GENERATING: list[tuple[str, str]] = [
     ("--target mamba.gguf", "mamba"),
     (f"--target {TARGET} --draft tiny.gguf", "vocabulary"),
     (f"--target {TARGET} --draft nowhere.gguf", "no file nowhere.gguf"),
+    ("--target pipe.gguf", "is a pipe"),
+    (f"--target {TARGET} --draft pipe.gguf", "is a pipe"),
     (f"--pair demo --target {TARGET}", "not both"),
     ("--pair nothing", "no pair named 'nothing'"),
     ("--pair falcon-180b", "is not on this machine"),
@@ -115,6 +119,12 @@ OTHERS: list[tuple[str, str]] = [
     ("stage", "--listen"),
     ("stage --listen nowhere", "not an address"),
     ("stage --listen tcp://0.0.0.0:7711", "--insecure"),
+    ("chat --target pipe.gguf", "is a pipe"),
+    ("verify --wire q8 --target pipe.gguf", "is a pipe"),
+    ("bench --target pipe.gguf", "is a pipe"),
+    ("stage --listen tcp://127.0.0.1:7711 --target pipe.gguf", "is a pipe"),
+    ("slice pipe.gguf --stages 2", "is a pipe"),
+    ("models inspect pipe.gguf", "is a pipe"),
     ("slice tiny.gguf", "one of --layers"),
     ("slice tiny.gguf --stages 5", "4 layers"),
     ("slice tiny.gguf --stages 2 -o nowhere", "not a folder"),

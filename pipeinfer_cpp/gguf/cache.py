@@ -96,7 +96,8 @@ def cached_slices(
     if parts:
         folder = cache_folder("slices", cache_dir)
         key = hash_record(source.parts).stem
-        with locked(folder / f"{key}.lock"):
+        waiting = (lambda: progress(0, source.size_bytes)) if progress is not None else (lambda: None)
+        with locked(folder / f"{key}.lock", waiting=waiting):
             digest = remembered_hash(source.parts)
             if digest is None and _seen(folder, source):
                 digest = hash_files(source.parts, progress)  # a copy, it seems: its slices are here already
