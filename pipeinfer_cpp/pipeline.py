@@ -133,6 +133,7 @@ class Pipeline:
             [CostCurve(m.curve) for m in loaded],
             self.settings,
             piece=self.vocabulary.piece,
+            n_vocab=self.vocabulary.size,
             exact=plan.exact,
             trace=options.trace,
             active=plan.active,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from pipeinfer_cpp.cluster import claims
 from pipeinfer_cpp.cluster.launch import Process
 from pipeinfer_cpp.cluster.watch import QUIET, Watch, WorkerDied
 from pipeinfer_cpp.errors import PipeInferError, UserError
@@ -162,6 +163,8 @@ class Loading:
                 peer.heard = clock()
                 match message:
                     case Loaded():
+                        if (wrong := claims.loaded(message, peer.name.startswith("Stage"))) is not None:
+                            raise WorkerDied(f"{peer.title} says what cannot be: {wrong}. Start it again.")
                         self._loaded[peer] = message
                         self._report(peer.name, "ready", 1, 1)
                     case Progress(what, done, total):
