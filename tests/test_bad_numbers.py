@@ -120,7 +120,8 @@ def test_answers_that_do_not_fit_their_run() -> None:
 def test_measurements_that_cannot_be() -> None:
     good = Loaded({1: 0.1, 2: 0.2}, 4, "f16", 1.0, 1)
     assert claims.loaded(good, True) is None and claims.loaded(replace(good, curve={}), False) is None
-    changes: tuple[dict[str, object], ...] = ({"curve": {}}, {"curve": {1: float("nan")}}, {"curve": {4: 0.1}}, {"safe_width": 0})
+    curves: list[dict[int, float]] = [{}, {1: -0.1}, {1: float("nan")}, {4: 0.1}]
+    changes: list[dict[str, object]] = [{"safe_width": 0}, *({"curve": curve} for curve in curves)]
     for changed in changes:
         assert "cannot be" in str(claims.loaded(replace(good, **changed), True))
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_helpers import left_by
 from pipeline_helpers import DRAFT, GREEDY, PROMPT, ROOT, TARGET, alive, local, text_of, until, worker_pids
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
@@ -198,6 +199,7 @@ def test_no_process_outlives_its_coordinator(how: signal.Signals, capfd: pytest.
     process.send_signal(how)
     took = until(lambda: not any(alive(pid) for pid in workers), 2)
     process.wait(5)
+    until(lambda: not left_by(process.pid), 2)  # its folder too
     process.stdout.close()
     capfd.readouterr()
     print(f"{how.name}: workers gone after {1000 * took:.0f} ms")

@@ -24,7 +24,7 @@ def _given_slice(
 
 def main(role: str, address: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the coordinator's to handle
-    follow_parent()
+    follow_parent(Path(address.removeprefix("ipc://")).parent)
     network = Network()
     try:
         if role == "stage":

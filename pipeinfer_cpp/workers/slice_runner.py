@@ -214,6 +214,13 @@ class _Start:
 
     def _open(self) -> SliceContext:
         if self._context is None:
+            said = -1
+
+            def loading(share: float) -> None:
+                nonlocal said
+                if said != (said := int(100 * share)):
+                    self._report("loading the layers", said, 100)
+
             self._report("loading the layers", 0, 0)
             options = self._load.options
             self._context = SliceContext(
@@ -225,5 +232,6 @@ class _Start:
                 flash_attn=options.flash_attn,
                 n_threads=options.threads,
                 n_gpu_layers=options.gpu_layers,
+                progress=loading,
             )
         return self._context
