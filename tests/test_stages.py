@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -310,3 +311,20 @@ def test_a_stage_whose_reader_went_away_serves_on() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_an_address_of_runs_where_nobody_listens() -> None:
+    with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp") as folder:
+        address = f"ipc://{folder}/s"
+        command = [sys.executable, "-m", "pipeinfer_cpp", "stage", "--listen", address, "--target", str(TARGET)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+        try:
+            until(lambda: Path(folder, "sr").exists(), 20)
+            with local(stages=[address], draft=None) as p:  # as it should be
+                text_of(p, n=2)
+            os.unlink(f"{folder}/sr")
+            with pytest.raises(UserError, match=rf"Stage 0 .*{folder}/s is ready, but nobody answers .*{folder}/sr"):
+                local(stages=[address], draft=None)
+        finally:
+            process.kill()
+            process.wait()

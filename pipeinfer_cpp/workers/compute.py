@@ -20,6 +20,7 @@ from pipeinfer_cpp.net.messages import (
     LoadSlice,
     Message,
     ModelRef,
+    Pong,
     Progress,
     Refuse,
     RunBack,
@@ -154,6 +155,7 @@ class Compute:
                     self._known.add(peer)
                     if role == "runs":
                         self._back = peer
+                        self._runs.send(peer, Pong(0.0, clock()))  # it is us whom it reaches
         return None
 
     def _look_at(self, link: Link[ToCoordinator]) -> None:
