@@ -73,10 +73,11 @@ class Generation:
             forget()
             self._stop()
 
-    def cancel(self) -> None:
-        """End it now; returns when every stage has dropped it. Raises what the generation failed with."""
+    def cancel(self, timeout: float | None = None) -> None:
+        """End it now; returns when every stage has dropped it. Raises what the generation failed with, and TimeoutError
+        after `timeout` seconds."""
         self._stop()
-        self.wait()
+        self.wait(timeout)
 
     def close(self) -> None:
         """End it now, however it stands; returns when every stage has dropped it."""

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pipeinfer_cpp.results import Result
 
 
+GRACE = 3.0
+"""Seconds that the stages have to end a generation that Ctrl-C cancelled."""
+
+
 @with_options(PipelineOptions, SamplingOptions)
 def generate(
     pipeline_options: PipelineOptions,
@@ -77,7 +81,11 @@ def generate(
                 shown += len(token.text)
                 write(token.text)
         except KeyboardInterrupt:
-            generation.cancel()
+            try:
+                generation.cancel(GRACE)
+            except TimeoutError:
+                notice("A stage does not answer: this ends without it.")
+                raise typer.Exit(130) from None
         except PipeInferError:
             write("\n" if shown else "")
             raise
