@@ -29,7 +29,7 @@ def stage(
         typer.Option(
             "--target",
             "-m",
-            help="This machine's copy of the model: a GGUF, or its name.",
+            help="This machine's copy of the model (a GGUF, or its name), or its slice of it (see `pipeinfer slice`).",
             metavar="FILE|OWNER/REPO:QUANT",
         ),
     ] = None,
@@ -119,7 +119,8 @@ def _own(target: Path | None, pair: str | None, models: Path | None) -> Path | N
     if target is not None:
         from pipeinfer_cpp.cli.fetching import here
         from pipeinfer_cpp.gguf import Source
+        from pipeinfer_cpp.workers.resolve import check_slice
 
         target = here(target)
-        Source.open(target)
+        check_slice(Source.open(target))
     return target
