@@ -50,13 +50,13 @@ def command() -> Any:
         return typer.main.get_command(app)
 
     def add(name: str, function: Any, panel: str, short: str, **more: Any) -> None:
-        app.command(name, short_help=short, rich_help_panel=panel, **more)(function)
+        app.command(name, short_help=short, rich_help_panel=panel, cls=Brief, **more)(function)
 
     examples = "pipeinfer chat --pair qwen3-8b\npipeinfer chat -m unsloth/Qwen3-4B-Instruct-2507-GGUF:Q4_K_M"
-    add("chat", chat.chat, _DAILY, "Chat with a model", cls=Brief, epilog=examples)
+    add("chat", chat.chat, _DAILY, "Chat with a model", epilog=examples)
     examples = 'pipeinfer generate "Why is the sky blue?"\necho "Why is the sky blue?" | pipeinfer generate -n -1'
     short = "One answer to one prompt, for scripts and pipes"
-    add("generate", generate.generate, _DAILY, short, cls=Brief, epilog=examples)
+    add("generate", generate.generate, _DAILY, short, epilog=examples)
     short = "List, inspect, fetch and remove models"
     app.add_typer(models.app, name="models", short_help=short, rich_help_panel=_DAILY)
     add("doctor", doctor.doctor, _DAILY, "What is installed, and whether it works")

@@ -10,10 +10,13 @@ from typing import Annotated
 
 import typer
 
-from pipeinfer_cpp.cli import parsing
+from pipeinfer_cpp.cli import completing, parsing
+from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.splits import parse_shares
 from pipeinfer_cpp.lab.clusters import Cluster
+from pipeinfer_cpp.lab.presets import PRESETS
+from pipeinfer_cpp.net.messages import WIRES
 from pipeinfer_cpp.options import KV_TYPES, Options
 from pipeinfer_cpp.sampling import Sampling
 
@@ -27,7 +30,12 @@ class PipelineOptions:
 
     pair: Annotated[
         str | None,
-        typer.Option(help="A pair of models.toml (default: demo).", metavar="NAME", rich_help_panel=_MODELS),
+        typer.Option(
+            help="A pair of models.toml (default: demo).",
+            metavar="NAME",
+            autocompletion=completing.pairs,
+            rich_help_panel=_MODELS,
+        ),
     ] = None
     target: Annotated[
         Path | None,
@@ -89,7 +97,12 @@ class PipelineOptions:
     ] = None
     kv_type: Annotated[
         str,
-        typer.Option(help=f"Type of the KV cache: {', '.join(KV_TYPES)}.", metavar="TYPE", rich_help_panel=_PIPELINE),
+        typer.Option(
+            help=f"Type of the KV cache: {', '.join(KV_TYPES)}.",
+            metavar="TYPE",
+            autocompletion=completing.among(KV_TYPES),
+            rich_help_panel=_PIPELINE,
+        ),
     ] = "auto"
     flash_attn: Annotated[
         bool, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.", rich_help_panel=_PIPELINE)
@@ -105,6 +118,7 @@ class PipelineOptions:
         typer.Option(
             help="How hidden states travel, for all links or one each: f32, f16, bf16, q8, q4.",
             metavar="CODEC,...",
+            autocompletion=completing.among(WIRES, several=True),
             rich_help_panel=_PIPELINE,
         ),
     ] = "f32"
@@ -128,6 +142,8 @@ class PipelineOptions:
         str | None,
         typer.Option(
             help="async (PipeInfer), sync (draft, verify, repeat) or off (default: async with a draft, else off).",
+            metavar="MODE",
+            autocompletion=completing.among(MODES),
             rich_help_panel=_SPECULATION,
         ),
     ] = None
@@ -146,6 +162,7 @@ class PipelineOptions:
         typer.Option(
             help="Switch a technique off: continuous, multibuffer, cancel, draft-ahead (repeatable).",
             metavar="TECHNIQUE",
+            autocompletion=completing.among(TECHNIQUES, several=True),
             rich_help_panel=_SPECULATION,
         ),
     ] = None
@@ -155,6 +172,7 @@ class PipelineOptions:
             help="Be as slow as a cluster: fast, gigabit, constrained, heterogeneous, wifi, powerline, 10mbit, "
             "or a cluster.toml.",
             metavar="NAME|FILE",
+            autocompletion=completing.among(PRESETS),
             rich_help_panel=_PIPELINE,
         ),
     ] = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
+
+from pipeinfer_cpp.cli.streams import write_json
 
 
 def prune(
@@ -29,14 +30,12 @@ def prune(
         for kept in going:
             kept.remove()
     if as_json:
-        import msgspec
-
         fields = [
             {"path": kept.path, "source": kept.source, "layers": kept.layers, "size": kept.size, "used": kept.used,
              "goes": going.get(kept)}
             for kept in slices
         ]  # fmt: skip
-        sys.stdout.write(msgspec.json.encode({"slices": fields, "freed": freed}, enc_hook=str).decode() + "\n")
+        write_json({"slices": fields, "freed": freed})
         return
     if slices:
         out().print(slices_table(slices, going, tense="would go" if dry_run else "gone"))

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from pipeinfer_cpp.cli import completing
 from pipeinfer_cpp.cli.streams import drop_stdout
 from pipeinfer_cpp.errors import UserError
 
@@ -33,7 +34,10 @@ def stage(
             metavar="FILE|OWNER/REPO:QUANT",
         ),
     ] = None,
-    pair: Annotated[str | None, typer.Option(help="Or the pair that has it.", metavar="NAME")] = None,
+    pair: Annotated[
+        str | None,
+        typer.Option(help="Or the pair that has it.", metavar="NAME", autocompletion=completing.pairs),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(

@@ -27,6 +27,8 @@ def pair_lines(pair: Pair) -> Text:
 
 def source_table(source: Source, title: str = "") -> Table:
     table = Table(show_header=False, title=title or None, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
 
     def row(name: str, value: object, style: str = "") -> None:
         table.add_row(Text(name, "bold"), Text(str(value), style))
