@@ -80,7 +80,7 @@ def test_inspect_tells_of_a_pair_whether_it_fits(capfd: pytest.CaptureFixture[st
         f'[pair.odd]\ndescription = "Odd"\ntarget = {{ path = "{TARGET}" }}\ndraft = {{ path = "{tiny}" }}\n'
     )
     out = said(capfd, "models", "inspect", "odd", "--models", models)
-    assert "Odd" in out and "The pair does not fit: tiny.gguf" in out
+    assert "Odd" in out and "These two models do not fit together: tiny.gguf" in out
 
 
 def test_list_shows_all_pairs_and_what_is_here(

@@ -65,7 +65,7 @@ def test_one_coordinator_after_another(pair: list[HandStage]) -> None:
             assert (first.text, text_of(p, PROMPT + " lived in")) == expected
             assert set(first.memory_mb) >= {"stage-0", "stage-1"}
             assert p.driver.held == {f"stage-{i}": (len(p.driver.engine.cached) - 1, -1) for i in (0, 1)}
-    assert pair[0].said.count("a coordinator has come") >= 2
+    assert pair[0].said.count("a coordinator has connected") >= 2
     assert all(s.process.poll() is None for s in pair)
 
 
@@ -332,7 +332,7 @@ def test_stages_that_have_only_their_slices(tmp_path: Path) -> None:
             assert text_of(p) == expected
         assert not list(Path(cache).glob("slices/*"))
         assert until(lambda: is_free(stages[0]) and is_free(stages[1]), 3) < 3
-        with pytest.raises(UserError, match=r"\.gguf has layers .*, and this stage is to have .*: .*--layers"):
+        with pytest.raises(UserError, match=r"\.gguf has layers .*, but this stage is asked for .*: .*--layers"):
             local(stages=[b, a], draft=None)
         assert until(lambda: is_free(stages[1]), 3) < 3
         with pytest.raises(UserError, match=r"other\.gguf \(a slice of another model"):

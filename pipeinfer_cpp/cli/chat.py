@@ -56,7 +56,7 @@ def chat(
     sampling = sampling_options.sampling()
     options = pipeline_options.options()
     if max_tokens < 1 and max_tokens != -1:
-        raise UserError("--max-tokens must be at least 1, or -1 for as many as there is room for.")
+        raise UserError("--max-tokens must be at least 1, or -1 for as many as fit into the context.")
     template, variables = given_template(chat_template, kwargs)
     if number is not None and not resume:
         raise UserError(f"{number} is not an argument of its own: --resume {number} goes on with that chat.")

@@ -52,7 +52,7 @@ class PipelineOptions:
         typer.Option(
             "--draft",
             "-md",
-            help="Its draft model, named likewise.",
+            help="Its draft model, given in the same way.",
             metavar="FILE|OWNER/REPO:QUANT",
             rich_help_panel=_MODELS,
         ),
@@ -90,8 +90,8 @@ class PipelineOptions:
         typer.Option(
             "--ctx-size",
             "-c",
-            help="Positions a conversation can have, 0: what the model was trained for (default: as much of that "
-            "as fits well into memory).",
+            help="Context size in tokens; 0: what the model was trained for (default: as much of that "
+            "as fits comfortably into memory).",
             rich_help_panel=_PIPELINE,
         ),
     ] = None
@@ -125,7 +125,7 @@ class PipelineOptions:
     patience: Annotated[
         float,
         typer.Option(
-            help="Seconds that a stage on another machine may be silent before it is given up.",
+            help="How many seconds a stage on another machine may be silent before it counts as lost.",
             rich_help_panel=_PIPELINE,
         ),
     ] = 10.0
@@ -133,8 +133,8 @@ class PipelineOptions:
         bool | None,
         typer.Option(
             "--exact/--no-exact",
-            help="Only widths that give the bits of single rows, so that speculation never changes the text "
-            "(default: where all is on CPU with one branch).",
+            help="Keep batches so small that speculation never changes the text "
+            "(default: on, if everything runs on CPUs with one branch).",
             rich_help_panel=_PIPELINE,
         ),
     ] = None
@@ -169,8 +169,8 @@ class PipelineOptions:
     emulate: Annotated[
         str | None,
         typer.Option(
-            help="Be as slow as a cluster: fast, gigabit, constrained, heterogeneous, wifi, powerline, 10mbit, "
-            "or a cluster.toml.",
+            help="Slow down to the speed of a cluster: fast, gigabit, constrained, heterogeneous, wifi, powerline, "
+            "10mbit, or a cluster.toml.",
             metavar="NAME|FILE",
             autocompletion=completing.among(PRESETS),
             rich_help_panel=_PIPELINE,
@@ -249,7 +249,7 @@ class SamplingOptions:
     typical: Annotated[float, typer.Option("--typical", "--typical-p", help="1: off.", rich_help_panel=_SAMPLING)] = 1.0
     repeat_penalty: Annotated[float, typer.Option(help="1: off.", rich_help_panel=_SAMPLING)] = 1.0
     repeat_last_n: Annotated[
-        int, typer.Option(help="Tokens that the penalties look back; -1: all.", rich_help_panel=_SAMPLING)
+        int, typer.Option(help="How many tokens the penalties look back; -1: all.", rich_help_panel=_SAMPLING)
     ] = 64
     presence_penalty: Annotated[float, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 0.0
     frequency_penalty: Annotated[float, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 0.0

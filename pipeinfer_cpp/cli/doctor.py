@@ -11,7 +11,7 @@ from pipeinfer_cpp.cli.streams import write_json
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Without the self-check of some seconds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the self-check, which takes some seconds.")] = False,
 ) -> None:
     """Look at what is installed, this CPU, threads, sockets and folders, and try the demo pair.
 

@@ -63,7 +63,7 @@ def generate(
     """Answer a prompt; without a chat template, continue it. Ctrl-C keeps the text."""
     text = _prompt(source, prompt, prompt_file)
     if max_tokens < 1 and max_tokens != -1:
-        raise UserError("--max-tokens must be at least 1, or -1 for as many as the context holds.")
+        raise UserError("--max-tokens must be at least 1, or -1 for as many as fit into the context.")
     sampling = sampling_options.sampling()
     options = pipeline_options.options(trace=trace is not None)
     template, variables = given_template(chat_template, kwargs)
@@ -156,11 +156,11 @@ def _ending(result: Result, max_tokens: int) -> list[str]:
     """Why there is no text, or no more of it, where that is not what was asked for."""
     if result.finish_reason == "length":
         if result.n_generated == max_tokens:
-            return [f"the text was cut at {max_tokens} tokens: -n allows more, -n -1 as many as the context holds."]
+            return [f"the text was cut at {max_tokens} tokens: -n allows more, -n -1 as many as fit into the context."]
         n_ctx = result.n_prompt + result.n_generated
-        return [f"the text was cut where the context of {n_ctx} tokens is full: a larger --ctx-size holds more."]
+        return [f"the text was cut because the context of {n_ctx} tokens is full: give a larger --ctx-size."]
     if result.finish_reason == "stop" and not result.text:
-        return ["the model ended its text at once: it has nothing to say behind this prompt."]
+        return ["the model ended its text at once: it has nothing to add to this prompt."]
     return []
 
 

@@ -25,11 +25,11 @@ app = typer.Typer(
 _MODELS = typer.Option("--models", help="A further models.toml.", metavar="FILE")
 _JSON = typer.Option("--json", help="One JSON object on stdout, for programs.")
 _WHAT = "FILE|PAIR|OWNER/REPO:QUANT"
-_PRUNE = "Remove slices that nobody will miss"
+_PRUNE = "Remove cached slices that are no longer needed"
 app.command(cls=Brief, short_help=_PRUNE)(pruning.prune)
 
 
-@app.command("list", cls=Brief, short_help="What there is, what is here, what fits")
+@app.command("list", cls=Brief, short_help="List all pairs, which are here and which fit")
 def list_models(models: Annotated[Path | None, _MODELS] = None, as_json: Annotated[bool, _JSON] = False) -> None:
     """All pairs, what else was fetched from Hugging Face, what is on this machine and what would fit it."""
     from pipeinfer_cpp.models import load_registry
@@ -46,7 +46,7 @@ def list_models(models: Annotated[Path | None, _MODELS] = None, as_json: Annotat
         out().print(models_table(registry, others))
 
 
-@app.command(cls=Brief, short_help="What a model is, and what memory it needs")
+@app.command(cls=Brief, short_help="Show what a model is and how much memory it needs")
 def inspect(
     what: Annotated[
         str,
@@ -55,10 +55,10 @@ def inspect(
         ),
     ],
     stages: Annotated[
-        int | None, typer.Option(min=1, help="What it needs of this machine's memory in so many stages.", metavar="N")
+        int | None, typer.Option(min=1, help="Also show how much memory it needs here in N stages.", metavar="N")
     ] = None,
     ctx_size: Annotated[
-        int | None, typer.Option(min=0, help="With a context of so many positions (0: the model's own).", metavar="N")
+        int | None, typer.Option(min=0, help="With a context of N tokens (0: the model's own).", metavar="N")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Shares of the layers: 0.3,0.7.", metavar="SHARES")] = None,
     models: Annotated[Path | None, _MODELS] = None,
@@ -85,7 +85,7 @@ def inspect(
             continue
         here = model.local()
         if here is None and model.path is not None:
-            raise UserError(f"The {part} of {what}, {model.path}, does not exist: mend models.toml.")
+            raise UserError(f"The {part} of {what}, {model.path}, does not exist: correct its path in models.toml.")
         if here is not None:
             files.append((part, here))
         else:
@@ -169,7 +169,7 @@ def remove(
     registry = load_registry(models)
     own = [model for model in _named(name, models, fetched=True) if model.path is None]
     if not own:
-        raise UserError(f"The files of {name} were not fetched from Hugging Face: remove them yourself.")
+        raise UserError(f"The files of {name} were not fetched by pipeinfer: delete them yourself.")
     freed, kept = 0, {}
     for model in own:
         others = needed_by(model, registry, name)
@@ -213,7 +213,7 @@ def inflate(
         write_inflated(plan, output, lambda done, total: progress(output.name, done, total), force=force)
     typer.echo(str(output))
     if not plan.is_exact:
-        warn(f"the width is no multiple of {plan.old.width}: outputs agree up to rounding, and a text may part.")
+        warn(f"the width is no multiple of {plan.old.width}: outputs agree up to rounding, so a text may differ.")
 
 
 def _is_file(what: str) -> bool:

@@ -74,7 +74,7 @@ def fit_line(target: Source, draft: Source) -> Text:
     try:
         check_pair(target, draft)
     except UserError as error:
-        return Text(f"The pair does not fit: {error}", "red")
+        return Text(f"These two models do not fit together: {error}", "red")
     return Text("The vocabularies fit: this draft can draft for this target.", "green")
 
 

@@ -21,8 +21,8 @@ def slice_of(path: Path, first: int, end: int, report: Report) -> Path:
         here = range(source.get("pipeinfer.slice.first_layer"), source.get("pipeinfer.slice.end_layer"))
         if here != range(first, end):
             raise UserError(
-                f"{path.name} has layers {here.start}-{here.stop - 1}, and this stage is to have {first}-{end - 1}: "
-                "give the coordinator the same --layers that the model was cut with, and its --stages in that order."
+                f"{path.name} has layers {here.start}-{here.stop - 1}, but this stage is asked for {first}-{end - 1}: "
+                "start chat or generate with the --layers that the model was cut with, and --stages in that order."
             )
         return path
     return cached_slice(source, first, end, progress=lambda done, total: report("cutting the slice", done, total))
@@ -60,7 +60,7 @@ def check_slice(source: Source) -> None:
     """Raise UserError for a slice that this version would have cut otherwise."""
     if "pipeinfer.slice.of_layers" in source.keys and source.get(SLICER) != SLICER_VERSION:
         raise UserError(
-            f"{source.path.name} is a slice that another version of pipeinfer has cut: cut it again with this one."
+            f"{source.path.name} was cut by another version of pipeinfer: cut it again with this one."
         )
 
 
