@@ -48,7 +48,7 @@ def write_slice(
     target = Path(path)
     if any(target.exists() and target.samefile(part) for part in plan.source.parts):
         raise UserError(f"{target} is the model that is to be cut: choose another name for the slice.")
-    check_room(target, plan.file_bytes, "The slice needs", "or set PIPEINFER_CACHE to a folder on another disk")
+    check_room(target, plan.file_bytes, "The slice needs", "or choose another folder")
     with appearing(target) as out:
         written, _ = write_slices([plan], [out], source_sha256=source_sha256, progress=progress)
     return written[0]
