@@ -87,7 +87,7 @@ class Options:
             (8 <= self.chunk <= 512, "--chunk must be between 8 and 512."),
             (
                 not (self.exact and (self.branches or 1) > 1),
-                "--exact needs --branches 1: side branches change the order of KV cells and so the last bits.",
+                "--exact needs --branches 1: side branches change the order of KV cells and with it the last bits.",
             ),
         ]
         for holds, sentence in rules:
@@ -107,7 +107,7 @@ class Options:
             raise UserError(f"--wire names {len(links)} links, but {n} stages have {n - 1}.")
 
         if self.emulate is not None and self.emulate.n_stages != n:
-            raise UserError(f"The emulated cluster has {self.emulate.n_stages} nodes, and {n} stages were asked for.")
+            raise UserError(f"The emulated cluster has {self.emulate.n_stages} nodes, but --stages is {n}.")
         if self.emulate is not None and not isinstance(self.stages, int):
             raise UserError("A cluster is emulated on one machine: --emulate takes a number of --stages.")
         if self.links is not None and len(self.links) != n + 1:

@@ -192,7 +192,7 @@ class Pipeline:
         if (max_tokens := whole("max_tokens", max_tokens)) == -1:
             max_tokens = self.settings.n_ctx  # it ends with the context
         if max_tokens < 1:
-            raise UserError("--max-tokens must be at least 1, or -1 for as many as the context holds.")
+            raise UserError("--max-tokens must be at least 1, or -1 for as many as fit into the context.")
         if len(tokens) >= self.settings.n_ctx:
             raise UserError(
                 f"The prompt has {len(tokens)} tokens and the context {self.settings.n_ctx}: "

@@ -373,7 +373,7 @@ def test_piped_questions_that_all_failed_are_no_success() -> None:
 def test_a_draft_that_is_here_is_offered() -> None:
     terminal = Terminal("chat", "--target", TARGET, "--stages", 1)
     try:
-        said = terminal.until("Let it draft? [Y/n]: ")
+        said = terminal.until("Use it as the draft model? [Y/n]: ")
         assert "demo-draft-q8_0.gguf (5.9 MB) is on this machine and has the same vocabulary." in " ".join(said.split())
         terminal.type("\n")
         said = " ".join(terminal.until("/help shows").split())

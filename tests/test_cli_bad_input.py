@@ -16,7 +16,10 @@ from cli_helpers import ENV, Ended, pipeinfer
 from pipeline_helpers import DRAFT, TARGET, answers, free_port, hand_stages, until
 from tiny_models import MODELS, Tiny, build
 
+from pipeinfer_cpp.cluster.plan import outline
+from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.library import lib
+from pipeinfer_cpp.options import Options
 
 GENERATE = ["generate", "--prompt", "Hi", "--max-tokens", "2"]
 PAIR = '[pair.x]\ntarget = { path = "none.gguf" }\n'
@@ -158,6 +161,8 @@ def test_layers_for_a_gpu_that_llama_cpp_was_not_built_for(folder: Path) -> None
     if lib.llama_supports_gpu_offload():
         pytest.skip("llama.cpp has a GPU backend here")
     check(pipeinfer(*GENERATE, "--gpu-layers", "3", cwd=folder), "built without a GPU backend here")
+    with pytest.raises(UserError, match="built without a GPU backend here"):  # before anything is cut or started
+        outline(Options(pair="demo", gpu_layers=3))
 
 
 def test_a_failed_command_leaves_no_trace_file(folder: Path) -> None:

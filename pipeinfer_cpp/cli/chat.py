@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from pipeinfer_cpp.cli import parsing
+from pipeinfer_cpp.cli import completing, parsing
 from pipeinfer_cpp.cli.common import DEFAULT_PAIR, PipelineOptions, SamplingOptions
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.errors import UserError
@@ -36,7 +36,11 @@ def chat(
     ] = False,
     chat_template: Annotated[
         str | None,
-        typer.Option(help="Another chat template than the model's: a Jinja file, or a name.", metavar="FILE|NAME"),
+        typer.Option(
+            help="Another chat template than the model's: a Jinja file, or a name.",
+            metavar="FILE|NAME",
+            autocompletion=completing.templates,
+        ),
     ] = None,
     kwargs: Annotated[
         str | None,
@@ -52,10 +56,8 @@ def chat(
     sampling = sampling_options.sampling()
     options = pipeline_options.options()
     if max_tokens < 1 and max_tokens != -1:
-        raise UserError("--max-tokens must be at least 1, or -1 for as many as there is room for.")
-    template, variables = _given_template(chat_template), _variables(kwargs)
-    if variables and template is not None and not isinstance(template, str):
-        raise UserError(f"The built-in chat template {chat_template} takes no --chat-template-kwargs.")
+        raise UserError("--max-tokens must be at least 1, or -1 for as many as fit into the context.")
+    template, variables = given_template(chat_template, kwargs)
     if number is not None and not resume:
         raise UserError(f"{number} is not an argument of its own: --resume {number} goes on with that chat.")
     from pipeinfer_cpp.cli.fetching import offer_to_pull, with_files
@@ -133,7 +135,16 @@ def template_of(
     return ChatTemplate(text, bos=bos, eos=eos, variables=variables)
 
 
-def _given_template(given: str | None) -> str | BuiltinTemplate | None:
+def given_template(given: str | None, kwargs: str | None) -> tuple[str | BuiltinTemplate | None, dict[str, Any]]:
+    """What --chat-template and --chat-template-kwargs say: a Jinja text or a built-in template, and its variables.
+    Raises UserError for what is neither."""
+    template, variables = _template_named(given), _variables(kwargs)
+    if variables and template is not None and not isinstance(template, str):
+        raise UserError(f"The built-in chat template {given} takes no --chat-template-kwargs.")
+    return template, variables
+
+
+def _template_named(given: str | None) -> str | BuiltinTemplate | None:
     """What --chat-template names. Raises UserError when it is nothing."""
     if given is None:
         return None
@@ -158,4 +169,4 @@ def _variables(text: str | None) -> dict[str, Any]:
         ) from None
 
 
-__all__ = ["DEFAULT_PAIR", "chat", "template_of"]
+__all__ = ["DEFAULT_PAIR", "chat", "given_template", "template_of"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.abort import AbortFlag
 from pipeinfer_cpp.llama.graph_nodes import GraphNodes
-from pipeinfer_cpp.llama.library import as_pointer, lib, log_text, start
+from pipeinfer_cpp.llama.library import as_pointer, check_gpu, lib, log_text, start
 from pipeinfer_cpp.llama.node_values import NodeValues
 from pipeinfer_cpp.llama.residency import release_file_pages
 
@@ -53,10 +53,7 @@ class SliceContext:
     ) -> None:
         """`progress` is called with the share of the file that is loaded, 0 to 1; what it raises ends the load."""
         start()
-        if n_gpu_layers and not lib.llama_supports_gpu_offload():
-            raise UserError(
-                "llama.cpp was built without a GPU backend here: leave --gpu-layers out, or build it with one."
-            )
+        check_gpu(n_gpu_layers)
         self.n_ubatch = n_ubatch
         self.abort = AbortFlag()
         self._model: Any = None

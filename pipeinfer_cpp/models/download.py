@@ -63,7 +63,7 @@ def asking(repo: str, name: str | None = None) -> Iterator[None]:
         raise PipeInferError(f"{full} could not be fetched ({_reason(error)}). {_AGAIN}") from error
 
 
-_AGAIN = "Try again: what has arrived is kept."
+_AGAIN = "Try again: the download continues where it stopped."
 
 
 def _reason(error: BaseException) -> str:
@@ -76,13 +76,13 @@ def _reason(error: BaseException) -> str:
     host = f"Hugging Face at {_endpoint()}"
     for one in causes:
         if isinstance(one, socket.gaierror):
-            return f"{host} is not found: is this machine online?"
+            return f"{host} cannot be found: is this machine online?"
         if isinstance(one, ConnectionRefusedError):
             return f"{host} refuses the connection"
         if isinstance(one, TimeoutError) or "Timeout" in type(one).__name__:
             return f"{host} does not answer"
         if isinstance(one, OSError) and one.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
-            return f"{host} is not reached: is this machine online?"
+            return f"{host} cannot be reached: is this machine online?"
         if isinstance(one, OSError) and one.errno == errno.ENOSPC:
             return "the disk is full"
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -15,8 +15,13 @@ _UNSAFE = {c: None for c in (*range(32), 127, *range(128, 160)) if chr(c) not in
 _ESCAPED = {c: f"\\x{c:02x}" for c in _UNSAFE}
 
 
+_ENDLESS = 10_000
+
+
 def out() -> Console:
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Where stdout is no terminal, lines are as long as they need to be: whoever reads them wants whole paths."""
+    piped = not sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=piped, width=_ENDLESS if piped else None)
 
 
 def err() -> Console:

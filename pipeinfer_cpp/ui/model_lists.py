@@ -33,7 +33,7 @@ def models_table(registry: Registry, others: Sequence[ModelFile]) -> Table:
         size, fits = _size(model), _fits_text([model], total)
         table.add_row(Text(name_of(model), "bold"), Text("fetched"), size, Text(""), Text("yes", "green"), fits)
     if total is not None:
-        table.caption = Text(f"fits: into this machine's memory of {size_text(total.total)}, all stages together")
+        table.caption = Text(f"'fits': into this machine's memory of {size_text(total.total)}, all stages together")
         table.caption_justify = "left"
     return table
 

@@ -27,6 +27,8 @@ def pair_lines(pair: Pair) -> Text:
 
 def source_table(source: Source, title: str = "") -> Table:
     table = Table(show_header=False, title=title or None, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
 
     def row(name: str, value: object, style: str = "") -> None:
         table.add_row(Text(name, "bold"), Text(str(value), style))
@@ -72,7 +74,7 @@ def fit_line(target: Source, draft: Source) -> Text:
     try:
         check_pair(target, draft)
     except UserError as error:
-        return Text(f"The pair does not fit: {error}", "red")
+        return Text(f"These two models do not fit together: {error}", "red")
     return Text("The vocabularies fit: this draft can draft for this target.", "green")
 
 

@@ -22,6 +22,7 @@ from pipeinfer_cpp.gguf import LayerRange, Source, slice_plan
 from pipeinfer_cpp.gguf.files import appearing, locked
 from pipeinfer_cpp.gguf.kinds import Sample, samples_of
 from pipeinfer_cpp.gguf.needs import Model, Room
+from pipeinfer_cpp.gguf.plan_keys import SOURCE_SHA256, UNKNOWN
 from pipeinfer_cpp.gguf.writer import write_slices
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import library_build
@@ -83,7 +84,9 @@ def probe(
     Stages of one machine share the work: each takes samples that no other is at, and calls `meanwhile` before it waits
     for those that others are at. Nothing of the model should be loaded before: a sample takes memory too.
     """
-    if 0 < setup.gpu_layers <= layers[1] - layers[0]:  # partly on the GPU: no sample is like the whole
+    if SOURCE_SHA256 in source.keys:  # this stage has only its slice: no smaller one can be cut of that
+        samples = [Sample(*layers, f"{source.get(SOURCE_SHA256)} {layers}", 1.0)]
+    elif 0 < setup.gpu_layers <= layers[1] - layers[0]:  # partly on the GPU: no sample is like the whole
         samples = [Sample(*layers, f"{source.sha256()} {layers}", 1.0)]
     else:
         samples = samples_of(source, *layers)
@@ -160,7 +163,7 @@ def _cut(source: Source, sample: Sample, layers: LayerRange) -> Iterator[str]:
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(_file(in_memory))
-                write_slices([plan], [file], whole=False)
+                write_slices([plan], [file], source_sha256=UNKNOWN)
             except OSError as error:  # full, or not to be had
                 reason = error.strerror
                 continue
