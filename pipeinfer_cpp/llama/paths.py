@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -44,20 +45,21 @@ class PathSamplers:
         self.close()
         self._base = Sampler(self._vocab, self._n_vocab, sampling, pieces=self._pieces)
         self._base.feed_prompt(prompt_tokens)
-        self.look_ahead(())
+        if (guide := self._base.guide()) is not None:
+            self._help(guide.prepare)
 
     def look_ahead(self, rows: Sequence[tuple[int, int, int]]) -> None:
         """Find out, in another thread, what is allowed behind `rows`: (node, parent, token) of draws to come.
 
-        Draws are the same without it, and come later.
+        Draws are the same without it, and come later. Greedy ones ask for a few tokens, which takes no time.
         """
-        guide = self._base.guide() if self._base is not None else None
+        guide = self._base.guide() if self._base is not None and not self._base.few_looked_at else None
         if guide is None:
             return
-        self._helper = self._helper or ThreadPoolExecutor(1, "allowed")
         parents = {parent for _, parent, _ in rows}
         ways = {p: self._path(p) for p in parents if p == self._root or p in self._nodes}
-        self._helps = self._helper.submit(_look_ahead, guide, self._root, ways, tuple(rows))
+        root = self._root
+        self._help(lambda: _look_ahead(guide, root, ways, tuple(rows)))
 
     def draw(self, node: int, parent: int, token: int, pos: int, logits: NDArray[np.float32]) -> Draw | None:
         """What follows `node`, which carries `token` at position `pos` below `parent` (ignored for node 0).
@@ -113,6 +115,10 @@ class PathSamplers:
         """Nodes below the last final one, and samplers held for them."""
         return len(self._nodes), len(self._tips)
 
+    def _help(self, work: Callable[[], None]) -> None:
+        self._helper = self._helper or ThreadPoolExecutor(1, "allowed")
+        self._helps = self._helper.submit(_quietly, work)
+
     def _reach(self, node: int, parent: int, token: int) -> Sampler | None:
         """The sampler that stands behind `node`, or None for a dead one."""
         if node == self._root:
@@ -150,20 +156,21 @@ def _look_ahead(
 ) -> None:
     """`ways`: tokens from the root to each parent that is known already."""
     known: dict[int, Guide] = {}
-    try:
-        if not rows or any(node == root for node, _, _ in rows):
+    for node, parent, token in rows:
+        if node == root:
             guide.prepare()
-        for node, parent, token in rows:
-            if node == root:
-                continue
-            if parent not in known and parent in ways:
-                there = guide.clone()
-                if all(there.accept(t) for t in ways[parent]):
-                    known[parent] = there
-            if parent in known:
-                here = known[parent].clone()
-                if here.accept(token):
-                    here.prepare()
-                    known[node] = here
-    except PipeInferError:  # the draw itself will meet it, and say so
-        pass
+            continue
+        if parent not in known and parent in ways:
+            there = guide.clone()
+            if all(there.accept(t) for t in ways[parent]):
+                known[parent] = there
+        if parent in known:
+            here = known[parent].clone()
+            if here.accept(token):
+                here.prepare()
+                known[node] = here
+
+
+def _quietly(work: Callable[[], None]) -> None:
+    with contextlib.suppress(PipeInferError):  # the draw itself will meet it, and say so
+        work()
