@@ -14,7 +14,7 @@ from pipeinfer_cpp.cluster.watch import PATROL, Notice, Watch, WorkerDied
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.engine import IDLE
-from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.errors import FormLost, PipeInferError
 from pipeinfer_cpp.net import messages as msg
 from pipeinfer_cpp.net.sockets import Link, Network, Selector, Wakeup, clock
 from pipeinfer_cpp.net.transit import Arrivals, LinkSpeed
@@ -61,6 +61,7 @@ class Driver:
         self.tally = Tally(0.0)
         self._text = TextStream()
         self._keep: int | None = None
+        self._lost = ""
         self._outbox = Outbox(self._stages, draft, self.trace)
         self._slowdown = Slowdown()
         self._emulated = bool(links)
@@ -178,7 +179,8 @@ class Driver:
 
     def _take(self, peer: Peer, message: msg.Message) -> None:
         match message:
-            case msg.RunBack(run, dead, draws, memory, held):
+            case msg.RunBack(run, dead, draws, memory, held, _, lost):
+                self._lost = lost or self._lost
                 self._moved = clock()
                 self.tally.memory_mb.update(memory)
                 self.held = held or self.held
@@ -297,7 +299,7 @@ class Driver:
             n_prompt=len(turn.prompt),
             keep=self._keep,
         )
-        turn.end(result)
+        turn.end(FormLost(self._lost) if reason == "form" else result)
 
     def _patrol(self) -> None:
         for _, death in self._watch.look():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.errors import FormLost, UserError
 from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.llama.schema import names_tokens, reason
 
@@ -164,7 +164,7 @@ class _Points:
         if self._matcher.is_error():
             said = reason(self._matcher.get_error())
             self._matcher, self._stands = None, 0
-            raise PipeInferError(f"The text cannot be kept to its form any further: {said}.")
+            raise FormLost(f"The text cannot be kept to its form any further: {said}. Ask for a simpler form.")
 
 
 _making = threading.Lock()

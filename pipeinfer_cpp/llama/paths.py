@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.errors import FormLost, PipeInferError
 from pipeinfer_cpp.llama.guide import Guide
 from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.llama.sampler import Draw, Sampler
@@ -32,6 +32,8 @@ class PathSamplers:
         self._base: Sampler | None = None  # stands behind the last final node, the root
         self._root = 0
         self._awaited: int | None = None
+        self._lost: FormLost | None = None
+        self._drawn: dict[int, int] = {}  # behind the root and the nodes below it
         self._nodes: dict[int, tuple[int, int]] = {}  # below the root: (parent, token), parents first
         self._tips: dict[int, Sampler] = {}
         self._helper: ThreadPoolExecutor | None = None  # finds out what is allowed, while the stage decodes
@@ -65,15 +67,20 @@ class PathSamplers:
         """What follows `node`, which carries `token` at position `pos` below `parent` (ignored for node 0).
 
         `logits` is `float32[n_vocab]`. None: the row is dead, as the grammar forbids `token` there or
-        `parent` is not on a live path.
+        `parent` is not on a live path. Raises FormLost where that cannot be told; other rows may go on.
         """
         assert self._base is not None, "draw() before begin()"
         if self._base.stateless:
             return self._base.sample(logits, pos + 1)
+        if self._lost is not None:
+            raise self._lost
         sampler = self._reach(node, parent, token)
         if sampler is None:
+            if self._drawn.get(parent) == token:  # llguidance is at its limits, and does not say so
+                raise FormLost("The text cannot be kept to its form any further. Ask for a simpler form.")
             return None
         drawn = sampler.sample(logits, pos + 1)
+        self._drawn[node] = drawn.token
         if node == self._awaited:
             self.final(node)
         return drawn
@@ -86,8 +93,12 @@ class PathSamplers:
         if node not in self._nodes:
             self._awaited = node
             return
-        for token in self._path(node):
-            self._base.accept(token)
+        try:
+            for token in self._path(node):
+                self._base.accept(token)
+        except FormLost as error:
+            self._lost = error
+            return
         kept = {node}
         nodes = self._nodes
         self._nodes = {}
@@ -97,6 +108,7 @@ class PathSamplers:
                 self._nodes[child] = (parent, token)
         for tip in [t for t in self._tips if t not in kept]:
             self._tips.pop(tip).close()
+        self._drawn = {n: token for n, token in self._drawn.items() if n in kept}
         self._root, self._awaited = node, None
 
     def close(self) -> None:
@@ -107,8 +119,8 @@ class PathSamplers:
         for sampler in (self._base, *self._tips.values()):
             if sampler is not None:
                 sampler.close()
-        self._base, self._root, self._awaited = None, 0, None
-        self._nodes, self._tips = {}, {}
+        self._base, self._root, self._awaited, self._lost = None, 0, None, None
+        self._nodes, self._tips, self._drawn = {}, {}, {}
 
     @property
     def size(self) -> tuple[int, int]:
