@@ -219,6 +219,28 @@ def test_single_texts(schema: Any, good: str, bad: str) -> None:
     assert accepts(guide_of(schema), good) and not accepts(guide_of(schema), bad)
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_bounds_count_characters(data: st.DataObject) -> None:
+    """Not bytes, and not the letters of an escape: whatever is near a bound is told as the judge tells it."""
+    least, most = data.draw(st.sampled_from([(0, 1), (2, 4), (3, 3), (0, 40), (95, 105), (1000, 1005)]))
+    n = max(0, data.draw(st.sampled_from([least, most])) + data.draw(st.integers(-2, 2)))
+    letters = st.sampled_from(["a", " ", "é", "日", "😀", '"', "\\", "\n", "/"])
+    some = data.draw(st.lists(letters, min_size=min(n, 12), max_size=min(n, 12)))
+    value = ("".join(some) * n)[:n]
+    schema = {"type": "string", "minLength": least, "maxLength": most}
+    fits = judge(schema).is_valid(value)
+    assert fits == (least <= n <= most)
+    assert accepts(guide_of(schema), json.dumps(value, ensure_ascii=False)) == fits
+
+
+@pytest.mark.parametrize("bounds", [(1, 1), (2, 5), (28, 32), (100, 110)])
+def test_written_strings_keep_their_bounds(bounds: tuple[int, int]) -> None:
+    schema = {"type": "string", "minLength": bounds[0], "maxLength": bounds[1]}
+    for seed in range(3):
+        judge(schema).validate(json.loads(written(seed, json_schema=schema)))
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_pydantic_models_as_people_write_them(model: type[pydantic.BaseModel]) -> None:
     for seed in range(3):
