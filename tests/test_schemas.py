@@ -72,7 +72,7 @@ REFUSED: dict[str, str] = {
     '{"$ref": "https://example.com/x"}': "example.com",
     '{"$ref": "#/nowhere"}': "nowhere",
     '{"type": "string", "pattern": "^(?=a)$"}': "look-around",
-    '{"type": "array", "uniqueItems": true}': '"uniqueItems" cannot be kept',
+    '{"type": "array", "uniqueItems": true}': "leave it out (in Pydantic: a list, not a set)",
     '{"not": {"type": "string"}}': '"not" cannot be kept',
     '{"if": {}, "then": {}}': '"if", "then" cannot be kept',
     '{"properties": {"a": {"dependentRequired": {"a": ["b"]}}}}': '"dependentRequired" cannot be kept',
