@@ -11,3 +11,7 @@ class UserError(PipeInferError):
     """A mistake in what the user asked for or supplied. The command ends with code 2."""
 
     exit_code = 2
+
+
+class FormLost(PipeInferError):
+    """A text cannot be kept to the form that was asked for any further. The pipeline goes on."""

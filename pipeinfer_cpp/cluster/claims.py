@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from pipeinfer_cpp.engine.events import LOST
 from pipeinfer_cpp.engine.run import InFlight
 from pipeinfer_cpp.net.messages import Drafted, Loaded, RunBack, StageReady
 
@@ -20,7 +21,7 @@ def back(said: RunBack, in_flight: Mapping[int, InFlight], n_vocab: int) -> str 
     if len(said.draws) != wanted:
         return f"it answers run {said.run} with {len(said.draws)} draws instead of {wanted}"
     for token, logprob in said.draws:
-        if not -1 <= token < n_vocab or math.isnan(logprob):
+        if not LOST <= token < n_vocab or math.isnan(logprob):
             return f"it drew token {token} with log-probability {logprob} in run {said.run}, which cannot be"
     return None
 

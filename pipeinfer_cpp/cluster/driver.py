@@ -16,7 +16,7 @@ from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.engine.engine import IDLE
-from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.errors import FormLost, PipeInferError, UserError
 from pipeinfer_cpp.net import messages as msg
 from pipeinfer_cpp.net.sockets import Link, Network, Selector, Wakeup, clock
 from pipeinfer_cpp.net.transit import Arrivals, LinkSpeed
@@ -64,6 +64,7 @@ class Driver:
         self.tally = Tally(0.0)
         self._text = TextStream()
         self._keep: int | None = None
+        self._lost = ""
         self._outbox = Outbox(self._stages, draft, self.trace)
         self._slowdown = Slowdown()
         self._emulated = bool(links)
@@ -203,8 +204,9 @@ class Driver:
 
     def _take(self, peer: Peer, message: msg.Message) -> None:
         match message:
-            case msg.RunBack(run, dead, draws, memory, held) if peer in self._stages:
+            case msg.RunBack(run, dead, draws, memory, held, _, lost) if peer in self._stages:
                 self._believe(peer, claims.back(message, self.engine.pipe.in_flight, self._n_vocab))
+                self._lost = lost or self._lost
                 self._moved = clock()
                 self.tally.memory_mb.update(memory)
                 self.held = held or self.held
@@ -332,7 +334,7 @@ class Driver:
             n_prompt=len(turn.prompt),
             keep=self._keep,
         )
-        turn.end(result)
+        turn.end(FormLost(self._lost) if reason == "form" else result)
 
     def _patrol(self) -> None:
         for _, death in self._watch.look():

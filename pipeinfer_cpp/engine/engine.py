@@ -182,6 +182,9 @@ class Engine:
         """Walk from the root as far as draws are known."""
         while self.phase in (PREFILL, DECODE) and (token := self.tree.root.draw) is not None:
             root = self.tree.root
+            if token == ev.LOST:
+                self._finish("form", root.pos + 1)
+                return
             if token < 0:
                 raise EngineError(f"the sampler refused a final token:\n{self.pipe.story(root.run or 0)}")
             hit = root.child(token)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeinfer_cpp.engine.events import LOST
 from pipeinfer_cpp.engine.sequences import Op
-from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.errors import FormLost, PipeInferError, UserError
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.gguf.needs import Model
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
@@ -38,6 +39,7 @@ class Result:
     ended: float
     hidden: NDArray[np.float32] | None = None
     draws: tuple[tuple[int, float], ...] = ()
+    lost: str = ""
 
 
 class SliceRunner:
@@ -159,14 +161,19 @@ class SliceRunner:
                 return self._undone(pos, seq, began)
         if self._samplers is None:
             return Result("done", began, clock(), hidden=out)
-        draws = []
+        draws, lost = [], ""
         for row, logits in zip((r for r in rows if r.draw), out, strict=True):
             if self._cut_short.is_set():
                 return self._undone(pos, seq, began)
-            draw = self._samplers.draw(row.node, row.parent, row.token, row.pos, logits)
+            try:
+                draw = self._samplers.draw(row.node, row.parent, row.token, row.pos, logits)
+            except FormLost as error:
+                draws.append((LOST, 0.0))
+                lost = str(error)
+                continue
             draws.append((draw.token, draw.logprob) if draw is not None else (-1, 0.0))
         self._samplers.final(run.final)
-        return Result("done", began, clock(), draws=tuple(draws))
+        return Result("done", began, clock(), draws=tuple(draws), lost=lost)
 
     def _undone(self, pos: NDArray[np.int32], seq: NDArray[np.int32], began: float) -> Result:
         """Cancelled behind its decode: its cells go, as after a decode that was aborted. A state that cannot be
