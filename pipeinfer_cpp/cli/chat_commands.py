@@ -107,6 +107,7 @@ class Commands:
         conversation = self._session.conversation
         conversation.load(path)
         self._session.store.begin()
+        self._session.recall()
         notice(f"Loaded {turns(conversation.n_turns)} from {path}.")
         self._session.show_last()
 
