@@ -17,6 +17,7 @@ import pytest
 from cli_helpers import COMMAND, pipeinfer
 from pipeline_helpers import TARGET, alive, until, worker_pids
 from terminal import Terminal
+from tiny_models import Tiny, build
 
 BEAR = "Tell me a long story about a bear."
 SLOW = ["--verbose", "--stretch", "15", "--max-tokens", "400", "--seed", "1", "--logit-bias", "2-inf"]
@@ -138,6 +139,8 @@ def test_set(chat: Open) -> None:
     assert c.ask("/set max_tokens 3") == "max_tokens is now 3."
     assert "3 tokens ·" in c.ask("/regen") and "5 tokens ·" in answer
     assert "did you mean top_k?" in c.ask("/set top_kk 3")
+    assert "did you mean repeat_penalty?" in c.ask("/set repeat_p 1")
+    assert "did you mean max_tokens?" in c.ask("/set max 3")
     assert "must be a number, not 'warm'" in c.ask("/set temp warm")
     assert "--top-p must be" in c.ask("/set top_p 7") and "invalid grammar" in c.ask("/set grammar root")
     assert "must be one of" in c.ask("/set mode fast")
@@ -403,6 +406,39 @@ def test_thoughts_are_dimmed_or_folded_or_not_thought(chat: Open, tmp_path: Path
     assert c.ask("/think off") == "think is now off."
     assert c.ask("Hi").startswith("hm</think>yes\n"), "no thought was begun"
     assert "one of on, fold, off" in c.ask("/think loud")
+    c = chat("--chat-template", path, "--grammar", 'root ::= "hm</think>yes"', "--no-save", "--reasoning-budget", 0)
+    assert c.ask("Hi").startswith("hm</think>yes\n")
+    c.ask("/think on")
+    assert c.ask("Hi").startswith("hmyes\n")
+
+
+def test_a_reasoning_budget_that_cannot_be_kept() -> None:
+    for bad, words in ((0, "this one has none"), (50, "is 0 (no thoughts) or -1")):
+        done = pipeinfer("chat", "--reasoning-budget", bad, given=b"Hi\n")
+        assert done.code == 2 and words in done.err and len(done.err.splitlines()) == 1
+
+
+def test_a_model_without_a_template_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    build(tmp_path / "bare.gguf", Tiny(chat_template=None))
+    (tmp_path / "models.toml").write_text('[pair.x]\ntarget = { path = "bare.gguf" }\n')
+    models = ["--models", tmp_path / "models.toml", "--pair", "x"]
+    for given in (["--target", tmp_path / "bare.gguf"], models):
+        done = pipeinfer("chat", *given, given=b"Hi\n")
+        assert done.code == 2 and "has no chat template" in done.err and "chatml, " in done.err
+        assert len(done.err.splitlines()) == 1, "nothing was planned, nothing was started"
+    done = pipeinfer("chat", *models, "--chat-template", "chatml", "-n", 3, "--seed", 1, given=b"Hi\n" * 4)
+    assert done.code == 0 and "\ufffd" in done.out, "also where an answer ends with half a character"
+
+
+@pytest.mark.parametrize("command", ["models inspect {}", "chat --target {} -n 3"])
+def test_what_a_model_says_of_itself_does_not_steer_the_terminal(tmp_path: Path, command: str) -> None:
+    build(tmp_path / "m.gguf", Tiny(name="evil \x1b]0;owned\x07 [bold]\x9b2J"))
+    terminal = Terminal(*command.format(tmp_path / "m.gguf").split())
+    try:
+        said = terminal.until(r"evil \x1b]0;owned\x07 [bold]\x9b2J", 60)
+        assert "\x1b]0;" not in terminal.raw and "\x9b" not in said
+    finally:
+        terminal.close()
 
 
 def test_what_a_template_says_does_not_steer_the_terminal(tmp_path: Path) -> None:

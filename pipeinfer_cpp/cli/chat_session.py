@@ -77,7 +77,7 @@ class ChatSession:
             self.ask(saved.asked)
 
     def recall(self) -> None:
-        """The pipeline computes the conversation as it was first computed, where that is known: the same text follows."""
+        """The pipeline computes the conversation as it first was, where that is known: the same text follows."""
         past = self.conversation.past
         if past is not None and not self._gone:
             self.pipeline.recall(past)
@@ -226,7 +226,8 @@ class ChatSession:
             )
             with contextlib.suppress(KeyboardInterrupt):
                 for token in generation:
-                    name = "" if vocabulary.piece(token.id) else vocabulary.name(token.id)
+                    held = token.id < 0  # what was held back (half a character), shown at the end
+                    name = "" if held or vocabulary.piece(token.id) else vocabulary.name(token.id)
                     view.show(token.text, token.origin if settings.show_draft else None, name)
             if interrupt.presses:
                 generation.cancel()
