@@ -294,7 +294,7 @@ def test_a_stage_that_dies_between_two_answers(chat: Open) -> None:
 
 def test_ctrl_z_and_fg_in_a_shell() -> None:
     """Within an answer, and at the prompt."""
-    shell = Terminal("-c", "PS1='$ ' exec bash --norc --noprofile -i", command=["bash"])
+    shell = Terminal("-i", command=["env", "PS1=$ ", "sh"])  # a shell that leaves the terminal as it finds it
     try:
         shell.until("$ ")
         command = " ".join(map(shlex.quote, [*COMMAND, "chat", *SLOW[1:], "--no-save"]))
