@@ -283,6 +283,8 @@ def test_six_turns_survive_their_pipeline_and_their_own_end(chat: Open, tmp_path
         c.close()
     assert answers(tmp_path / "disturbed.json") == answers(tmp_path / "undisturbed.json")
     assert len(answers(tmp_path / "disturbed.json")) == 6
+    pasts = [json.loads((tmp_path / f"{name}.json").read_text())["past"] for name in ("disturbed", "undisturbed")]
+    assert pasts[0] == pasts[1], "each cell was computed in the batch that it was first computed in"
 
 
 def test_a_stage_that_dies_between_two_answers(chat: Open) -> None:
