@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from pipeinfer_cpp.cli import completing, parsing
 from pipeinfer_cpp.cli.common import DEFAULT_PAIR, PipelineOptions, SamplingOptions
 from pipeinfer_cpp.cli.groups import with_options
+from pipeinfer_cpp.cli.spelling import nearest
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeinfer_cpp.llama.chat_templates import BuiltinTemplate
     from pipeinfer_cpp.llama.vocabulary import Vocabulary
     from pipeinfer_cpp.models import Pair
+    from pipeinfer_cpp.options import Options
 
 
 @with_options(PipelineOptions, SamplingOptions)
@@ -46,6 +47,9 @@ def chat(
         str | None,
         typer.Option("--chat-template-kwargs", help="Variables of the template, as JSON.", metavar="JSON"),
     ] = None,
+    reasoning_budget: Annotated[
+        int, typer.Option(help="0: ask the model not to think, where its template can; -1: as it likes.", metavar="N")
+    ] = -1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest chat, or with number N.")] = False,
     number: Annotated[int | None, typer.Argument(metavar="[N]", help="Of --resume: 1 is the newest.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the answers, and errors.")] = False,
@@ -57,6 +61,8 @@ def chat(
     options = pipeline_options.options()
     if max_tokens < 1 and max_tokens != -1:
         raise UserError("--max-tokens must be at least 1, or -1 for as many as fit into the context.")
+    if reasoning_budget not in (-1, 0):
+        raise UserError("--reasoning-budget is 0 (no thoughts) or -1 (as many as the model likes).")
     template, variables = given_template(chat_template, kwargs)
     if number is not None and not resume:
         raise UserError(f"{number} is not an argument of its own: --resume {number} goes on with that chat.")
@@ -65,8 +71,7 @@ def chat(
     if options.pair is not None:
         offer_to_pull(options.pair, Path(options.models) if options.models else None)
     options = with_files(options)
-    if options.target is not None and Path(options.target).is_file():
-        template_of(Source.open(options.target), None, None, template, variables)  # said now, not after loading
+    _check_template(options, template, variables, may_think=reasoning_budget != 0)
 
     from pipeinfer_cpp.cli.chat_session import ChatSession
     from pipeinfer_cpp.cli.chat_settings import ChatSettings
@@ -89,6 +94,8 @@ def chat(
         settings = ChatSettings(
             pipeline, conversation, sampling, max_tokens=max_tokens, stop=stop, show_draft=show_draft
         )
+        if reasoning_budget == 0:
+            settings.set("think", "off")
         for warning in pipeline.warnings if not quiet else ():
             if "no speed-up" not in warning or first_time("no speed-up"):
                 warn(warning)
@@ -135,6 +142,25 @@ def template_of(
     return ChatTemplate(text, bos=bos, eos=eos, variables=variables)
 
 
+def _check_template(
+    options: Options, given: str | BuiltinTemplate | None, variables: dict[str, Any], *, may_think: bool
+) -> None:
+    """Before anything is loaded or cut. Raises UserError where there is no template, or none that can be asked not
+    to think."""
+    from pipeinfer_cpp.cluster.choices import chosen_models
+    from pipeinfer_cpp.thinking import Thinking
+
+    pair, target, _ = chosen_models(options)
+    if not target.is_file():
+        return  # opening says so
+    template = template_of(Source.open(target), pair, None, given, variables)
+    if not may_think and Thinking(template.source).switch is None:
+        raise UserError(
+            "--reasoning-budget 0 needs a chat template with a switch for thoughts (enable_thinking), and this "
+            "one has none: /think fold hides them."
+        )
+
+
 def given_template(given: str | None, kwargs: str | None) -> tuple[str | BuiltinTemplate | None, dict[str, Any]]:
     """What --chat-template and --chat-template-kwargs say: a Jinja text or a built-in template, and its variables.
     Raises UserError for what is neither."""
@@ -154,8 +180,8 @@ def _template_named(given: str | None) -> str | BuiltinTemplate | None:
     if given in names:
         return BuiltinTemplate(given)
     if not Path(given).expanduser().is_file():
-        near = difflib.get_close_matches(given, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
+        near = nearest(given, names)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(names)}."
         raise UserError(f"--chat-template {given} is neither a file nor a name that llama.cpp knows: {hint}")
     return parsing.text_of(Path(given).expanduser(), "--chat-template")
 

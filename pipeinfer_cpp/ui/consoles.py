@@ -60,6 +60,11 @@ def escaped(text: str) -> str:
     return text.translate(_ESCAPED)
 
 
+def shown(value: object, style: str = "") -> Text:
+    """What a model's file may have said, for a table."""
+    return Text(escaped(str(value)), style)
+
+
 def writer() -> Callable[..., None]:
     """Writes pieces of generated text to stdout at once. On a terminal they are made printable and
     wrapped; a second argument, a function, may colour them."""
