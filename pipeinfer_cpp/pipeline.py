@@ -29,6 +29,7 @@ from pipeinfer_cpp.cluster.plan import Plan, make_plan
 from pipeinfer_cpp.cluster.session import Loading, Peer
 from pipeinfer_cpp.cluster.turn import Turn
 from pipeinfer_cpp.engine import CostCurve
+from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.generation import Generation, Reading
 from pipeinfer_cpp.llama.sampler import Sampler
@@ -262,6 +263,21 @@ class Pipeline:
         with self._lock:
             self._rest()
             self.driver.forget()
+
+    def past(self) -> Past:
+        """The conversation so far, as it was computed: what `recall` needs to go on with it on another pipeline."""
+        with self._lock:
+            self._rest()
+            return self.driver.past()
+
+    def recall(self, past: Past) -> None:
+        """Go on with a conversation of another pipeline of the same model and settings. The next generation that
+        `goes_on` computes it again in the batches that it was first computed in, so that the same text follows."""
+        if any(not 0 <= token < self.vocabulary.size for token in past.tokens):
+            raise UserError("This past of a conversation has tokens that the model does not have: use its own model.")
+        with self._lock:
+            self._rest()
+            self.driver.recall(past)
 
     @property
     def warnings(self) -> list[str]:

@@ -183,12 +183,17 @@ class Chaos:
         self.cancelled: set[int] = set()
 
     def turn(
-        self, prompt: Sequence[int], max_tokens: int, stop_after: int | None = None, keep: int | None = None
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        stop_after: int | None = None,
+        keep: int | None = None,
+        goes_on: bool = False,
     ) -> None:
         """One turn to its end. It is stopped from outside after that many steps."""
         self._begin()
         self.nodes[0] = tuple(prompt)
-        self.feed(ev.Prompt(tuple(prompt), max_tokens))
+        self.feed(ev.Prompt(tuple(prompt), max_tokens, goes_on))
         steps = 0
         while self.engine.phase != IDLE:
             if steps == stop_after and not self.finished:

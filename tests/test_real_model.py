@@ -213,3 +213,29 @@ def _status(pid: int) -> dict[str, int]:
     """Bytes by their names in /proc/PID/status."""
     lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {line[0].rstrip(":"): 1024 * int(line[1]) for line in lines if line[-1] == "kB"}
+
+
+def test_a_conversation_goes_on_bit_for_bit_on_another_pipeline(model: Path) -> None:
+    """A prompt that is merely read again has other bits: the answer's cells were not computed in chunks."""
+    options = {"target": model, "stages": 2, "mode": "off", "ctx": 512}
+
+    def ask(pipeline: Pipeline, tokens: list[int], question: str) -> list[tuple[int, float]]:
+        tokens += pipeline.vocabulary.tokenize(question, begin=not tokens)
+        drawn = [
+            (token.id, token.logprob)
+            for token in pipeline.generate(tokens, max_tokens=N, sampling=SAMPLINGS[1], goes_on=True)
+            if token.id >= 0
+        ]
+        tokens += [token for token, _ in drawn]
+        return drawn
+
+    tokens: list[int] = []
+    with Pipeline.local(**options) as pipeline:  # type: ignore[arg-type]
+        ask(pipeline, tokens, PROMPT)
+        past, so_far = pipeline.past(), list(tokens)
+        expected = ask(pipeline, tokens, "\nAnd of rivers:")
+    with Pipeline.local(**options) as pipeline:  # type: ignore[arg-type]
+        pipeline.recall(past)
+        assert ask(pipeline, list(so_far), "\nAnd of rivers:") == expected
+        pipeline.forget()
+        assert ask(pipeline, list(so_far), "\nAnd of rivers:") != expected

@@ -13,6 +13,7 @@ from pipeinfer_cpp.cluster.turn import Turn
 from pipeinfer_cpp.cluster.watch import PATROL, Notice, Watch, WorkerDied
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
+from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.engine.engine import IDLE
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.net import messages as msg
@@ -103,6 +104,16 @@ class Driver:
     def forget(self) -> None:
         """Compute the next prompt from its beginning; only between turns."""
         self._between_turns(lambda: self.engine.forget())
+
+    def recall(self, past: Past) -> None:
+        """The next prompt may go on this conversation; only between turns."""
+        self._between_turns(lambda: self.engine.recall(past))
+
+    def past(self) -> Past:
+        """The conversation so far; only between turns."""
+        said: list[Past] = []
+        self._between_turns(lambda: said.append(self.engine.past))
+        return said[0]
 
     def close(self) -> None:
         self._closing = True

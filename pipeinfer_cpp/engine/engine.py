@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeinfer_cpp.engine import events as ev
-from pipeinfer_cpp.engine.cached import Cached
+from pipeinfer_cpp.engine.cached import Cached, Past
 from pipeinfer_cpp.engine.checkpoints import Checkpoints
 from pipeinfer_cpp.engine.costs import CostCurve
 from pipeinfer_cpp.engine.drafts import Drafts
@@ -63,13 +63,25 @@ class Engine:
         """Drop the cached conversation; the stages do with the next run. Only between turns."""
         if self.phase != IDLE:
             raise EngineError(f"a conversation to forget while the engine is in {self.phase}")
-        self._cached.end([])
+        self._cached.recall()
         self._truncate(0)
+
+    def recall(self, past: Past) -> None:
+        """This was the conversation so far. A prompt that goes on it computes it again in the batches that it was
+        first computed in, so that the same text follows. Only between turns."""
+        self.forget()
+        if past.chunk == self.settings.chunk:
+            self._cached.recall(past.tokens, past.spans)
+
+    @property
+    def past(self) -> Past:
+        """The conversation so far, for `recall`."""
+        return Past(tuple(self._cached.tokens), tuple(self._cached.spans), self.settings.chunk)
 
     @property
     def cached(self) -> list[int]:
         """The canonical sequence: tokens whose KV cells every stage holds."""
-        return self._cached.tokens
+        return self._cached.tokens[: self._cached.held]
 
     # ------------------------------------------------------------------------------- the one door
 
@@ -107,9 +119,10 @@ class Engine:
             raise EngineError(f"{len(tokens)} prompt tokens, {event.max_tokens} to generate, context {n_ctx}")
         self.stats = Stats()
         reach = self.checkpoints.reach if self.checkpoints else lambda n: n
-        kept = self._cached.begin(tokens, self.settings.chunk, self.settings.exact, event.goes_on, reach)
-        self.turn = Turn.begin(tokens, event.max_tokens, n_ctx, kept, self.settings.chunk)
-        if kept < len(self.cached):
+        held, of = self._cached.held, self.settings
+        kept, chunks = self._cached.begin(tokens, of.chunk, of.max_rows, of.exact, event.goes_on, reach)
+        self.turn = Turn.begin(tokens, event.max_tokens, n_ctx, kept, chunks)
+        if kept < held:
             self._truncate(kept)
         if self.checkpoints:
             self.checkpoints.begin(kept)

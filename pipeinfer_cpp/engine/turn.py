@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeinfer_cpp.engine.run import Row
@@ -24,11 +24,11 @@ class Turn:
     chunks: deque[tuple[int, int]] = field(default_factory=deque)
 
     @classmethod
-    def begin(cls, tokens: Sequence[int], max_tokens: int, n_ctx: int, kept: int, chunk: int) -> Turn:
-        """All but the first `kept` tokens of the prompt are computed, in chunks that are counted from there."""
-        n = len(tokens)
-        chunks = deque((a, min(a + chunk, n)) for a in range(kept, n, chunk))
-        return cls(list(tokens), n, max_tokens, n_ctx, kept, chunks)
+    def begin(
+        cls, tokens: Sequence[int], max_tokens: int, n_ctx: int, kept: int, chunks: Iterable[tuple[int, int]]
+    ) -> Turn:
+        """All but the first `kept` tokens of the prompt are computed, in these chunks."""
+        return cls(list(tokens), len(tokens), max_tokens, n_ctx, kept, deque(chunks))
 
     def next_chunk(self, root: Node) -> list[Row]:
         """Rows of the next chunk; the prompt's last token is the root, and asks for a draw."""
