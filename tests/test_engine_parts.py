@@ -246,3 +246,35 @@ def test_an_alarm_that_rang_too_early_is_set_again() -> None:
     (wake,) = [a for a in engine.handle(ev.Prompt((1, 2, 3), 20), 0.0) if isinstance(a, ev.Wake)]
     again = [a for a in engine.handle(ev.Tick(), wake.at - 0.0005) if isinstance(a, ev.Wake)]
     assert again and again[0].at == pytest.approx(wake.at, abs=1e-3)
+
+
+def test_a_story_is_that_of_one_run() -> None:
+    pipe = Pipe(Pace([LEVEL]))
+    pipe.send("decode", [Row(7, 3, 0, 1, 0, True)], 0, 0.5)
+    pipe.send("end", [], 0, 0.6)
+    assert pipe.story(1) == "0.500000 run 1: decode of 1 rows from 3" and pipe.story(2).startswith("0.600000 run 2: ")
+
+
+def test_any_result_ends_what_runs_asked_of_confidence() -> None:
+    engine = Engine(Settings(cutoff=0.1, recovery=0.3, chunk=4), [LEVEL])
+    engine.handle(ev.Prompt(tuple(range(1, 9)), 5), 0.0)
+    engine.speculation.cutoff.sent()
+    assert engine.speculation.cutoff.level == pytest.approx(0.4)
+    engine.handle(ev.RunDone(1), 0.1)
+    assert engine.speculation.cutoff.level == pytest.approx(0.1)
+
+
+def test_an_idle_stage_begins_when_a_run_is_there() -> None:
+    pace = Pace([CostCurve.linear(0.01)], hop=0.002)
+    pace.sent(1, 1, 5.0)
+    assert pace.wait(1, 5.0) == pytest.approx(0.010)
+    pace.sent(2, 1, 5.005)
+    assert pace.wait(1, 5.005) == pytest.approx(0.015)
+
+
+def test_what_a_slow_wire_still_has_to_send_is_waited_for() -> None:
+    pace = Pace([CostCurve.linear(0.01)], hop=0.002)
+    pace.row = 0.05
+    pace.sent(1, 2, 4.0)
+    pace.ready(0, 1, 5.0, 0.01)
+    assert pace.wait(1, 5.0) == pytest.approx(0.1 - 0.002 - 0.01)
