@@ -79,7 +79,16 @@ def simulate(
     draft_s = (draft_ms if draft_ms is not None else nodes.draft_ms) / 1000
     base = Settings(n_ctx=n_ctx, max_rows=max_rows, branches=branches, ablate=off)
     arms = Virtual(curves, nodes.links, row_bytes, draft_s).race(tasks, base)
-    found = limits(curves, nodes.links, row_bytes, draft_s, guessed(tasks, branches > 1), max_rows)
+    found = limits(
+        curves,
+        nodes.links,
+        row_bytes,
+        draft_s,
+        guessed(tasks, branches > 1),
+        max_rows,
+        n_tokens=sum(task.n_tokens for task in tasks) / len(tasks),
+        ahead=base.max_ahead,
+    )
     if json:
         write_json({"arms": arms, "limits": found, "acceptance": a})
         return

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeinfer_cpp.chat_template import ChatTemplate
+from pipeinfer_cpp.conversation import Conversation
 from pipeinfer_cpp.lab.clusters import load_cluster
 from pipeinfer_cpp.lab.suites import Suite
 from pipeinfer_cpp.lab.sweep import Cell, parse_link
@@ -53,13 +54,13 @@ def _draft(text: str, models: str | Path | None) -> Path:
 
 
 def tokens_of(pipeline: Pipeline, suite: Suite, n: int) -> list[list[int]]:
-    """The first n prompts as tokens; questions in the model's chat template, where it has one."""
+    """The first n prompts as tokens; questions in the model's chat template, where it has one,
+    and as a chat would ask them: nothing in them counts as a control token."""
     plan, vocabulary = pipeline.plan, pipeline.vocabulary
     source = plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)
     prompts: Sequence[str] = suite.prompts[:n]
     if suite.chat and source:
         template = ChatTemplate(source, bos=vocabulary.name(vocabulary.bos), eos=vocabulary.name(vocabulary.eos))
-        rendered = [template.render([{"role": "user", "content": text}]) for text in prompts]
-        begins = vocabulary.name(vocabulary.bos)
-        return [vocabulary.tokenize(t, begin=not (begins and t.startswith(begins))) for t in rendered]
+        n_ctx = pipeline.settings.n_ctx
+        return [Conversation(template, vocabulary, n_ctx).ask(text, reserve=0).tokens for text in prompts]
     return [vocabulary.tokenize(text, begin=True) for text in prompts]

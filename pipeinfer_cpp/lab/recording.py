@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.json_file import read_records, write_records
 from pipeinfer_cpp.sim.worlds import Guess, Replay
 
 
@@ -68,20 +69,12 @@ def record(
 
 
 def save(path: Path, recordings: Sequence[Recording]) -> None:
-    try:
-        path.write_bytes(msgspec.json.encode(recordings) + b"\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+    write_records(path, recordings, lines=False)
 
 
 def load(path: Path) -> list[Recording]:
     """Raises UserError where it is no recording."""
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=list[Recording])
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except msgspec.MsgspecError as error:
-        raise UserError(f"{path} is no recording of `pipeinfer bench --record`: {error}.") from None
+    found = read_records(path, Recording, "is no recording of `pipeinfer bench --record`")
     if not found or any(len(r.text) != len(r.guesses) or not r.prompt or not r.text for r in found):
         raise UserError(f"{path} is no recording of `pipeinfer bench --record`: it has no text, or no guesses for it.")
     return found

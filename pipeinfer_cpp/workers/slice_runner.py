@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,13 @@ from pipeinfer_cpp.gguf.needs import Model
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
 from pipeinfer_cpp.llama.paths import PathSamplers
-from pipeinfer_cpp.llama.selftest import WIDEST, row_seconds
+from pipeinfer_cpp.llama.selftest import WIDEST, bent, slice_seconds
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader
 from pipeinfer_cpp.net.sockets import clock
 from pipeinfer_cpp.workers.lifeline import resident_mb
 from pipeinfer_cpp.workers.limits import Limits
-from pipeinfer_cpp.workers.probe import Setup, probe
+from pipeinfer_cpp.workers.probe import Setup, forget, probe
 
 Report = Callable[[str, int, int], None]
 _NOT_FINITE = "numbers that are not finite (NaN or infinite)"
@@ -63,12 +64,14 @@ class SliceRunner:
         )
         self._wire = codec(load.wire_in, context.row_width)
         try:
-            row = row_seconds(context)
+            seen = slice_seconds(context, min(4, max(start.curve), options.chunk))
         except BaseException:
             self.close()
             raise
-        # Samples are looked at once: how busy the machine was then does not matter, only how a curve bends.
-        curve = {w: s * row / start.curve[1] for w, s in start.curve.items()}
+        # Samples are looked at once, whatever the machine did besides: the slice itself sets level and bend.
+        curve, off = bent(start.curve, seen)
+        if off:
+            start.forget()
         if self._stretch:
             curve = {w: max(s, self._stretch(w)) for w, s in curve.items()}
         self.loaded = Loaded(curve, start.safe, start.kv_type, resident_mb(), options.threads, context.checkpointed)
@@ -208,8 +211,10 @@ class _Start:
         for kv_type in wanted:
             self.kv_type = kv_type
             setup = Setup(kv_type, *how, min(load.max_rows, WIDEST), load.exact)
+            layers = load.first, load.end
+            self.forget = partial(forget, source, layers, setup)
             try:
-                self.curve, self.safe = probe(source, (load.first, load.end), path, setup, report, self._open)
+                self.curve, self.safe = probe(source, layers, path, setup, report, self._open)
                 self.context = self._open()
                 return
             except BaseException as error:
