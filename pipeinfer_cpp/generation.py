@@ -56,7 +56,12 @@ class Generation:
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         turn, n, news = self._turn, 0, asyncio.Event()
-        forget = turn.watch(partial(asyncio.get_running_loop().call_soon_threadsafe, news.set))
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(news.set)
+
+        forget = turn.watch(tell)
         try:
             while True:
                 news.clear()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeinfer_cpp.engine.stats import Stats
 
@@ -125,7 +125,7 @@ class Tally:
     ) -> Result:
         """`keep`: generated tokens that count (a stop string may have come while more were emitted)."""
         ids, times = self.ids[:keep], self.times[:keep]
-        gaps = np.diff(times)
+        gaps = np.diff(np.array(times, np.float64))
         speed = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
         return Result(
             text="".join(self.texts),
@@ -155,7 +155,7 @@ class Tally:
         )
 
 
-def _moments(gaps: Sequence[float] | np.ndarray) -> tuple[float | None, float | None, float | None]:  # type: ignore[type-arg]
+def _moments(gaps: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
     if len(gaps) == 0:
         return None, None, None
     return float(np.mean(gaps)), float(np.percentile(gaps, 50)), float(np.percentile(gaps, 99))
