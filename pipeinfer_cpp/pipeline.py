@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeinfer_cpp.arguments import sampling_of, stop_strings, token_ids, whole
+from pipeinfer_cpp.arguments import sampling_of, stop_strings, token_ids, truth, whole
+from pipeinfer_cpp.chats import Chats, plain_messages
 from pipeinfer_cpp.cluster.crew import Crew
 from pipeinfer_cpp.cluster.cutting import Cutting
 from pipeinfer_cpp.cluster.driver import Driver
@@ -38,6 +39,7 @@ from pipeinfer_cpp.net.sockets import Network
 from pipeinfer_cpp.options import Options
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.template_of import template_of
 
 Report = Callable[[str, str, int, int], None]
 """(worker, what it does, done, in all; 0 where that is not known). Called from more than one thread."""
@@ -124,6 +126,7 @@ class Pipeline:
         self._opened = self.settings
         """What the stages' contexts were made for."""
         self._turn: Turn | None = None
+        self._chats: Chats | None = None
         self._last: Result | None = None
         self._lock = threading.Lock()
         self.driver = Driver(
@@ -181,7 +184,7 @@ class Pipeline:
         generation is under way. `max_tokens` -1: until the end, or until the context is full.
         """
         self._check_alive()
-        sampling = sampling_of(sampling).within(self.settings.n_ctx)
+        sampling = sampling_of(sampling).seeded().within(self.settings.n_ctx)
         if isinstance(prompt, str):
             tokens = tuple(self.vocabulary.tokenize(prompt, begin=True))
         else:
@@ -198,13 +201,48 @@ class Pipeline:
                 "shorten it or raise --ctx-size."
             )
         self.check_grammar(sampling)
-        stops = stop_strings(stop)
+        stops, goes_on = stop_strings(stop), truth("goes_on", goes_on)
         turn = Turn(tokens, max_tokens, sampling, stops, goes_on, self.vocabulary.control_tokens(stops))
         with self._lock:
             self._rest("This pipeline generates one text at a time")
             self._turn = turn
             self.driver.begin(turn)
         return Generation(turn, self.driver.cancel, reading)
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int = -1,
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        stop: str | Sequence[str] = (),
+        reading: Reading | None = None,
+    ) -> Generation:
+        """Begin the answer to the last of these messages, by the model's chat template.
+
+        A message is a dict of `role` (system, user, assistant) and `content` (text, or parts of type text); a text is
+        one message of the user. The messages of the call before, its `result.text` as the assistant's and a new
+        one of the user's go on where that answer ended: nothing is computed twice. Where the context is full the
+        oldest questions go with their answers. Otherwise as `generate`.
+        Raises UserError too for a model without a chat template.
+        """
+        self._check_alive()
+        said = plain_messages(messages)
+        if (max_tokens := whole("max_tokens", max_tokens)) < 1 and max_tokens != -1:
+            raise UserError("--max-tokens must be at least 1, or -1 for as many as the context holds.")
+        if self._chats is None:
+            template = template_of(self.plan.target, self.plan.pair, self.vocabulary, None, {})
+            self._chats = Chats(template, self.vocabulary, self.settings.n_ctx)
+        with self._lock:
+            self._rest("This pipeline generates one text at a time")
+            quarter = self.settings.n_ctx // 4
+            reserve = quarter if max_tokens == -1 else min(max_tokens, quarter)
+            tokens, goes_on = self._chats.prompt(said, self._turn, reserve)
+        generation = self.generate(
+            tokens, max_tokens=max_tokens, sampling=sampling, stop=stop, goes_on=goes_on, reading=reading
+        )
+        self._chats.began(generation.turn)
+        return generation
 
     @property
     def last(self) -> Result | None:

@@ -59,6 +59,7 @@ class Result(msgspec.Struct, frozen=True):
     exact: bool
     n_prompt: int
     n_generated: int
+    seed: int
     ttft_s: float | None
     tokens_per_s: float | None
     itl_s: Itl
@@ -121,7 +122,16 @@ class Tally:
         self.link_bytes[index] = self.link_bytes.get(index, 0) + n_bytes
 
     def result(
-        self, reason: str, stats: Stats, *, mode: str, stages: int, exact: bool, n_prompt: int, keep: int | None
+        self,
+        reason: str,
+        stats: Stats,
+        *,
+        mode: str,
+        stages: int,
+        exact: bool,
+        n_prompt: int,
+        seed: int,
+        keep: int | None,
     ) -> Result:
         """`keep`: generated tokens that count (a stop string may have come while more were emitted)."""
         ids, times = self.ids[:keep], self.times[:keep]
@@ -136,6 +146,7 @@ class Tally:
             exact=exact,
             n_prompt=n_prompt,
             n_generated=len(ids),
+            seed=seed,
             ttft_s=times[0] - self.accepted_at if times else None,
             tokens_per_s=speed,
             itl_s=Itl(*_moments(gaps)),

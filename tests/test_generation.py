@@ -214,7 +214,7 @@ def test_numbers_of_every_kind(p: Pipeline, text: str, sampling: Any) -> None:
     ("options", "kind", "match"),
     [
         ({"sampling": {"seed": 2**64}}, UserError, "seed"),
-        ({"sampling": {"seed": -1}}, UserError, "seed"),
+        ({"sampling": {"seed": -2}}, UserError, "seed"),
         ({"sampling": {"top_k": 2**70}}, UserError, "top-k"),
         ({"sampling": {"temp": float("nan")}}, UserError, "temp"),
         ({"sampling": {"temp": "hot"}}, TypeError, "temp"),

@@ -119,8 +119,8 @@ def _prompt(source: str | None, prompt: str | None, prompt_file: Path | None) ->
 
 def _asked(pipeline: Pipeline, text: str) -> str | list[int]:
     """The tokens of a question, where the model has a chat template; else the text, to be continued."""
-    from pipeinfer_cpp.cli.chat import template_of
     from pipeinfer_cpp.conversation import Conversation
+    from pipeinfer_cpp.template_of import template_of
 
     plan = pipeline.plan
     if not text or not (plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)):
