@@ -92,7 +92,7 @@ class Options:
         for name, kind in _KINDS.items():
             object.__setattr__(self, name, kind(name, getattr(self, name)))
         if isinstance(emulate := getattr(self, "emulate"), str):  # noqa: B009 - its type says that there is none
-            object.__setattr__(self, "emulate", load_cluster(emulate, self.n_stages))
+            object.__setattr__(self, "emulate", _cluster(emulate, self.n_stages))
         if not isinstance(self.emulate, Cluster | None):
             raise TypeError(f"emulate: a cluster or the name of one is needed, not {self.emulate!r}")
 
@@ -166,3 +166,10 @@ class Options:
         if self.stretch is None or isinstance(self.stretch, Stretch):
             return self.stretch
         return self.stretch[stage]
+
+
+def _cluster(what: str, n_stages: int) -> Cluster:
+    try:
+        return load_cluster(what, n_stages)
+    except UserError as error:
+        raise UserError(f"emulate {what!r}: {error}") from None

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeinfer_cpp.arguments import sampling_of, stop_strings, token_ids, truth, whole
+from pipeinfer_cpp.arguments import number, sampling_of, several, stop_strings, text, token_ids, truth, whole
 from pipeinfer_cpp.chats import Chats, plain_messages
 from pipeinfer_cpp.cluster.crew import Crew
 from pipeinfer_cpp.cluster.cutting import Cutting
@@ -43,6 +43,14 @@ from pipeinfer_cpp.template_of import template_of
 
 Report = Callable[[str, str, int, int], None]
 """(worker, what it does, done, in all; 0 where that is not known). Called from more than one thread."""
+_KINDS: dict[str, Callable[[str, Any], Any]] = {
+    "mode": text,
+    "governor": truth,
+    "ablate": lambda name, value: frozenset(several(text)(name, value)),
+    **dict.fromkeys(("branches", "max_rows", "max_ahead", "draft_max"), whole),
+    **dict.fromkeys(("cutoff", "recovery", "decay", "split"), number),
+}
+"""Of what `configure` can change."""
 LOCAL_S, REMOTE_S = 30.0, 5.0
 """Seconds that a worker has for its first answer, here and on another machine."""
 
@@ -52,6 +60,8 @@ class Pipeline:
 
     def __init__(self, options: Options, report: Report | None = None, crew: Crew | None = None) -> None:
         """`crew`: worker processes that were started already; they are this pipeline's to end."""
+        if not isinstance(options, Options):
+            raise TypeError(f"options: Options are needed, not {options!r} (Pipeline.local takes them one by one)")
         options.check()
         self.processes: list[Process] = []
         """Workers that were started here."""
@@ -282,6 +292,7 @@ class Pipeline:
         for name in sorted(changes.keys() & held):
             if changes[name] != getattr(self.settings, name):
                 raise UserError(f"{name} cannot be changed while the pipeline is open: open another one with it.")
+        changes = {name: _KINDS[name](name, value) if name in _KINDS else value for name, value in changes.items()}
         try:
             settings = replace(self.settings, **changes)
         except (TypeError, ValueError) as error:
@@ -291,6 +302,11 @@ class Pipeline:
         for name in ("branches", "max_rows", "max_ahead"):
             if not 1 <= whole(name, getattr(settings, name)) <= getattr(opened, name):
                 raise UserError(f"{name} can be 1 to {getattr(opened, name)} on this pipeline, as it was opened.")
+        if not 1 <= settings.draft_max <= 63:
+            raise UserError("--draft-max must be between 1 and 63.")
+        for name in ("cutoff", "recovery", "decay", "split"):
+            if not 0.0 <= getattr(settings, name) <= 1.0:
+                raise UserError(f"{name} must be between 0 and 1.")
         with self._lock:
             self._rest()
             self.driver.configure(settings)

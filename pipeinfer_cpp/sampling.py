@@ -55,9 +55,11 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def check(self) -> None:
         """Raise UserError when a value is out of range."""
-        numbers = (self.temp, self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
         rules = [
-            (all(map(math.isfinite, numbers)), "--temp and the penalties must be finite numbers"),
+            (math.isfinite(self.temp), "--temp must be a finite number"),
+            (math.isfinite(self.repeat_penalty), "--repeat-penalty must be a finite number"),
+            (math.isfinite(self.presence_penalty), "--presence-penalty must be a finite number"),
+            (math.isfinite(self.frequency_penalty), "--frequency-penalty must be a finite number"),
             (-(1 << 31) <= self.top_k < 1 << 31, "--top-k must be a number of 32 bits (0 or below: off)"),
             (-1 <= self.seed < 1 << 64, "--seed must be -1 (random), or 0 or more and below 2 to the power of 64"),
             (0.0 < self.top_p <= 1.0, "--top-p must be above 0 and at most 1"),

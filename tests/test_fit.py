@@ -127,7 +127,7 @@ def test_another_split_that_fits() -> None:
     model = Model(Source.open(TARGET))
     need = [n.total / GB for n in fit(model, machine(1), machine(1, "b")).stages(1024)]
     uneven = fit(model, machine(need[0] - 0.005, "a"), machine(need[1] + 0.1, "b"))
-    with pytest.raises(UserError, match=r"of a, which can give .* MB: --split 0\.\d+,0\.\d+ fits\.$") as error:
+    with pytest.raises(UserError, match=r"of a, which can give .* MB: split 0\.\d+,0\.\d+ fits\.$") as error:
         uneven.choose(None, 1024)
     split = str(error.value).split()[-2]
     shares = [float(share) for share in split.split(",")]

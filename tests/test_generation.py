@@ -215,7 +215,7 @@ def test_numbers_of_every_kind(p: Pipeline, text: str, sampling: Any) -> None:
     [
         ({"sampling": {"seed": 2**64}}, UserError, "seed"),
         ({"sampling": {"seed": -2}}, UserError, "seed"),
-        ({"sampling": {"top_k": 2**70}}, UserError, "top-k"),
+        ({"sampling": {"top_k": 2**70}}, UserError, "top_k"),
         ({"sampling": {"temp": float("nan")}}, UserError, "temp"),
         ({"sampling": {"temp": "hot"}}, TypeError, "temp"),
         ({"sampling": {"warmth": 1}}, TypeError, "warmth"),
