@@ -59,7 +59,6 @@ class Result(msgspec.Struct, frozen=True):
     exact: bool
     n_prompt: int
     n_generated: int
-    seed: int
     ttft_s: float | None
     tokens_per_s: float | None
     itl_s: Itl
@@ -67,6 +66,7 @@ class Result(msgspec.Struct, frozen=True):
     runs: RunsResult
     wire_bytes_per_token: float | None
     memory_mb: dict[str, float]
+    seed: int
     warnings: list[str] = []
 
     def short_line(self) -> str:
