@@ -286,7 +286,7 @@ def test_control_tokens_are_no_text() -> None:
 
 
 def test_one_form_at_a_time_and_schemas_of_all_kinds() -> None:
-    with pytest.raises(UserError, match="only one of --grammar, --json-schema, --regex, --lark"):
+    with pytest.raises(UserError, match="only one of grammar, json_schema, regex, lark"):
         Sampling(regex="a", json_schema={}).check()
     assert Sampling(json_schema={"type": "null"}).json_schema == '{"type": "null"}'
     assert json.loads(Sampling(json_schema=Cat).json_schema)["properties"]["lives"]["maximum"] == 9

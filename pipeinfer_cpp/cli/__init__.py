@@ -28,8 +28,9 @@ def run(args: Sequence[str]) -> int:
     """Run one command line. Returns its exit code: 0, 1 for a failure, 2 for bad input, 128 + n for signal n."""
     try:
         from pipeinfer_cpp.cli.signals import ending_on_signals
+        from pipeinfer_cpp.errors import naming_options
 
-        with ending_on_signals():
+        with ending_on_signals(), naming_options():
             try:
                 return _invoke(args)
             except SystemExit as ended:

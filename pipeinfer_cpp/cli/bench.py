@@ -155,12 +155,12 @@ def _cell(
             from pipeinfer_cpp.lab.profile import write_profile
 
             write_profile(profile, pipeline)
-        if record is not None and pipeline.plan.draft is not None:
+        if record is not None and (drafting := pipeline.plan.draft) is not None:
             from pipeinfer_cpp.lab import recording
 
             plan = pipeline.plan
             found = recording.record(
-                plan.target.path, plan.draft.path, tokens, n, pipeline.vocabulary.eog, kv_type=pipeline.kv_type
+                plan.target.path, drafting.path, tokens, n, pipeline.vocabulary.eog, kv_type=pipeline.kv_type
             )
             recording.save(record, found)
     return comparison

@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from pipeinfer_cpp.cli import completing, parsing
-from pipeinfer_cpp.cli.chat import given_template, template_of
+from pipeinfer_cpp.cli.chat import given_template
 from pipeinfer_cpp.cli.common import PipelineOptions, SamplingOptions
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.errors import PipeInferError, UserError
@@ -148,6 +148,7 @@ def _asked(
 ) -> str | list[int]:
     """The tokens of a question, where there is a chat template; else the text, to be continued."""
     from pipeinfer_cpp.conversation import Conversation
+    from pipeinfer_cpp.template_of import template_of
 
     plan = pipeline.plan
     own = plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)

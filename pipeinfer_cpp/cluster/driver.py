@@ -332,6 +332,7 @@ class Driver:
             stages=len(self._stages),
             exact=self.exact,
             n_prompt=len(turn.prompt),
+            seed=turn.sampling.seed,
             keep=self._keep,
         )
         turn.end(FormLost(self._lost) if reason == "form" else result)

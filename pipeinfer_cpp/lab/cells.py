@@ -37,9 +37,12 @@ def options_of(base: Options, cell: Cell) -> Options:
             options = replace(options, links=(link,) * (options.n_stages + 1))
     if "draft" in values:
         options = replace(options, draft=_draft(values["draft"], options.models))
-    for key, kind in (("wire", str), ("branches", int), ("threads", int)):
-        if key in values:
-            options = replace(options, **{key: kind(values[key])})
+    if "wire" in values:
+        options = replace(options, wire=values["wire"])
+    if "branches" in values:
+        options = replace(options, branches=int(values["branches"]))
+    if "threads" in values:
+        options = replace(options, threads=int(values["threads"]))
     options.check()
     return options
 

@@ -211,7 +211,7 @@ class Sampler:
         if not len(left):
             return self._end(logits, log_total)
         weight = _softmax(scaled)
-        noisy = scaled + gumbel(self._shared.sampling.seed, pos, left)
+        noisy = scaled + gumbel(max(self._shared.sampling.seed, 0), pos, left)
         i = int(noisy.argmax())
         token, prob, second, second_prob = int(left[i]), float(weight[i]), -1, 0.0
         if len(left) > 1:

@@ -143,7 +143,11 @@ def _fetch(url: str, headers: dict[str, str], blob: Path, name: str, size: int, 
             f"{name} needs {(size - done) / 1e9:.1f} GB, and {part.parent} has {free / 1e9:.1f} GB left: "
             "free some space, or set HF_HOME to a folder on another disk."
         )
-    report = (lambda n: progress(name, n, size)) if progress else (lambda n: None)
+
+    def report(n: int) -> None:
+        if progress is not None:
+            progress(name, n, size)
+
     report(done)
     with _Counted(part, report) as file:
         http_get(url, file, resume_size=done, headers=headers, expected_size=size)
@@ -184,7 +188,7 @@ def _quiet() -> Iterator[None]:
     from huggingface_hub import utils as hub
 
     level, bars = hub.logging.get_verbosity(), not hub.are_progress_bars_disabled()
-    hub.logging.set_verbosity_error()
+    hub.logging.set_verbosity(hub.logging.ERROR)
     if bars:
         hub.disable_progress_bars()
     try:

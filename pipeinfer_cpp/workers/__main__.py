@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.errors import PipeInferError, naming_options
 from pipeinfer_cpp.net.messages import ModelRef
 from pipeinfer_cpp.net.sockets import Network
 from pipeinfer_cpp.workers.lifeline import follow_parent
@@ -42,4 +42,5 @@ def main(role: str, address: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    with naming_options():
+        sys.exit(main(*sys.argv[1:3]))
