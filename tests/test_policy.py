@@ -238,7 +238,7 @@ def test_a_governor_can_be_told_to_let_go() -> None:
     def proposed(governor: bool) -> int:
         cluster = Cluster(world, curves, Settings(n_ctx=440, ablate=frozenset({"cancel"}), governor=governor))
         cluster.generate(world.text[:8], 400)
-        return cluster.engine.stats.proposed
+        return cluster.engine.slots[0].stats.proposed
 
     assert proposed(True) < 0.7 * proposed(False)
 

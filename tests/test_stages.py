@@ -63,7 +63,7 @@ def test_one_coordinator_after_another(pair: list[HandStage]) -> None:
             first = p.generate(PROMPT, max_tokens=24, sampling=GREEDY).wait()
             assert (first.text, text_of(p, PROMPT + " lived in")) == expected
             assert set(first.memory_mb) >= {"stage-0", "stage-1"}
-            assert p.driver.held == {f"stage-{i}": (len(p.driver.engine.cached) - 1, -1) for i in (0, 1)}
+            assert p.driver.held == {f"stage-{i}": (len(p.driver.engine.slots[0].cached) - 1, -1) for i in (0, 1)}
     assert pair[0].said.count("a coordinator has come") >= 2
     assert all(s.process.poll() is None for s in pair)
 
