@@ -64,6 +64,8 @@ class Slot:
         self._pipe, self._pool, self._out = common.pipe, common.pool, common.out
         self.replay: list[Row] = []
         """Rows behind a restored checkpoint, to be computed again before the root."""
+        self._read = False
+        """The stages have computed the whole prompt of the turn: nothing can cancel it any more."""
         self._reason = ""
         self._now = 0.0
 
@@ -115,7 +117,7 @@ class Slot:
             self._copy(like, tokens)
         reach = self.checkpoints.reach if self.checkpoints else lambda n: n
         held = self.cache.held
-        kept, chunks = self.cache.begin(tokens, of.chunk, of.max_rows, of.exact, event.goes_on, reach)
+        kept, chunks = self.cache.begin(tokens, of.chunk, min(of.chunk, of.max_rows), of.exact, event.goes_on, reach)
         self.turn = Turn.begin(tokens, event.max_tokens, n_ctx, kept, chunks, self.number)
         if kept < held:
             self._truncate(kept)
@@ -123,13 +125,13 @@ class Slot:
             self.checkpoints.begin(kept)
         self.tree = Tree(tokens[-1], len(tokens) - 1, self.number)
         self.speculation.cutoff.final()
-        self.phase = PREFILL
+        self.phase, self._read = PREFILL, False
         self._out += self.drafts.begin(tokens, self.tree.root)
 
     def shared(self, tokens: Sequence[int]) -> int:
         """How many of these first tokens a slot whose prompt begins so could copy from here."""
         of = self.settings
-        return self.cache.usable(tokens, of.chunk, of.exact, read=self.phase == DECODE)
+        return self.cache.usable(tokens, of.chunk, of.exact, self.phase == DECODE and self._read)
 
     def _copy(self, like: Slot, tokens: Sequence[int]) -> None:
         n = like.shared(tokens)
@@ -177,7 +179,7 @@ class Slot:
             del turn.tokens[turn.n_prompt + event.keep :]
         # A turn that was stopped inside its prompt leaves no trace: chunk boundaries stay those of a turn.
         cached = len(turn.tokens) - 1 if turn.n_generated else turn.kept
-        self._finish(event.reason, cached, turn.kept if self.phase == PREFILL else cached)
+        self._finish(event.reason, cached, cached if self._read else turn.kept)
 
     def lost(self, now: float) -> None:
         """The stages hold nothing any more, and nothing that was under way comes back."""
@@ -198,8 +200,8 @@ class Slot:
         root.run, root.draw, root.seq = None, None, self.number
         turn.kept = 0
         turn.chunks.clear()
-        turn.chunks.extend(self.cache.again(len(turn.tokens), of.chunk, of.max_rows))
-        self.phase = PREFILL
+        turn.chunks.extend(self.cache.again(len(turn.tokens), of.chunk, min(of.chunk, of.max_rows)))
+        self.phase, self._read = PREFILL, False
         self._out.append(ev.Again(tuple(turn.tokens[turn.n_prompt :]), root.id, self.number))
         self._out += self.drafts.miss(root)
 
@@ -218,6 +220,7 @@ class Slot:
                 self.stats.wasted -= hit is not None  # accepted, though it goes down with the tree
                 self._finish("stop", root.pos + 1)
                 return
+            self._read = True
             self.turn.tokens.append(token)
             origin = hit.origin if hit else "target"
             self._out.append(ev.Emit(token, root.pos + 1, root.logprob, origin, self.number))
