@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,11 +13,16 @@ import msgspec
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.sampling import Sampling
 
+Kind = Callable[[str, Any], Any] | type
+"""(the argument's name, a value) -> the value made plain; or the type that it must have"""
+
 
 def token_ids(prompt: Any, n_vocab: int) -> tuple[int, ...]:
     """Token ids of a prompt given as such: any sequence of whole numbers, numpy's too."""
     if isinstance(prompt, Mapping) or (isinstance(prompt, Sequence) and any(isinstance(p, Mapping) for p in prompt)):
         raise TypeError("prompt: messages are for chat(); give text or token ids here")
+    if isinstance(prompt, bytes | bytearray):
+        raise TypeError("prompt: text or token ids are needed, not bytes")
     try:
         ids = tuple(operator.index(token) for token in prompt)
     except TypeError:
@@ -33,11 +40,84 @@ def whole(name: str, value: Any) -> int:
         raise TypeError(f"{name}: a whole number is needed, not {value!r}") from None
 
 
+def number(name: str, value: Any) -> float:
+    """A number, of numpy's kinds too; not one written as text."""
+    try:
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise TypeError(f"{name}: a number is needed, not {value!r}")
+
+
+def truth(name: str, value: Any) -> bool:
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):  # the latter are numpy's
+        raise TypeError(f"{name}: True or False is needed, not {value!r}")
+    return bool(value)
+
+
+def text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: text is needed, not {value!r}")
+    return value
+
+
+def path(name: str, value: Any) -> str | Path:
+    if not isinstance(value, str | Path):
+        raise TypeError(f"{name}: a path is needed, not {value!r}")
+    if not str(value):
+        raise UserError(f"{name} is empty: give the path of a file.")
+    return value
+
+
+def maybe(kind: Kind) -> Kind:
+    """The same, or None."""
+
+    def given(name: str, value: Any) -> Any:
+        return None if value is None else _as(kind, name, value)
+
+    return given
+
+
+def several(kind: Kind, *, one: bool = False) -> Kind:
+    """A sequence of them, as a tuple; with `one` a single one too, as it is. A text is one text."""
+
+    def given(name: str, value: Any) -> Any:
+        if one and (isinstance(value, str) or (isinstance(kind, type) and isinstance(value, kind))):
+            return value
+        if isinstance(value, str):
+            value = (value,)
+        if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
+            raise TypeError(f"{name}: a list is needed, not {value!r}")
+        return tuple(_as(kind, name, part) for part in value)
+
+    return given
+
+
+def _as(kind: Kind, name: str, value: Any) -> Any:
+    if not isinstance(kind, type):
+        return kind(name, value)
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: {kind.__name__} is needed, not {value!r}")
+    return value
+
+
+def stage_list(name: str, value: Any) -> int | tuple[str, ...]:
+    """A number of stages, or the addresses of running ones: a list, or one text with commas."""
+    if not isinstance(value, str | Iterable):
+        return whole(name, value)
+    parts = value.split(",") if isinstance(value, str) else several(text)(name, value)
+    found = tuple(part.strip() for part in parts)
+    if not found or not all(re.fullmatch(r"\w+://.+", part) for part in found):
+        raise UserError(f"{name}: {value!r} is neither a number nor addresses such as tcp://10.0.0.5:7711.")
+    if len(set(found)) < len(found):
+        raise UserError(f"{name}: {value!r} names a stage twice; each one holds one part of the layers.")
+    return found
+
+
 def stop_strings(stop: Any) -> tuple[str, ...]:
     """One stop string, or several."""
-    found = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(s, str) for s in found):
-        raise TypeError(f"stop: text or a list of texts is needed, not {stop!r}")
+    found: tuple[str, ...] = several(text)("stop", stop)
     return found
 
 
@@ -57,19 +137,16 @@ def sampling_of(value: Any) -> Sampling:
         if kinds[name] is int:
             plain[name] = whole(f"sampling, {name}", given)
         elif kinds[name] is float:
-            plain[name] = _number(f"sampling, {name}", given)
+            plain[name] = number(f"sampling, {name}", given)
         elif name == "logit_bias":
             what = "sampling, logit_bias"
-            plain[name] = {whole(what, token): _number(what, bias) for token, bias in given.items()}
-        else:
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{what}: token ids with amounts are needed, not {given!r}")
+            plain[name] = {whole(what, token): number(what, bias) for token, bias in given.items()}
+        elif name == "json_schema":
             plain[name] = given
+        else:
+            plain[name] = maybe(text)(f"sampling, {name}", given)
     sampling = Sampling(**plain)
     sampling.check()
     return sampling
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: a number is needed, not {value!r}") from None

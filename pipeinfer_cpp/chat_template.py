@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -40,9 +40,7 @@ class ChatTemplate:
         self, source: str, *, bos: str = "", eos: str = "", variables: Mapping[str, Any] | None = None
     ) -> None:
         """`variables`: further ones for the template, such as `enable_thinking`."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
-        )
+        environment = _environment()
         environment.filters["tojson"] = _tojson
         environment.globals.update(raise_exception=_raise, strftime_now=_now)
         self.source = source
@@ -76,6 +74,20 @@ class ChatTemplate:
         raise failed or UserError(
             "The model's chat template leaves out what was said: use another one with --chat-template."
         )
+
+
+def asked_for(source: str) -> set[str]:
+    """Variables that a template takes from outside; none of one that is not valid Jinja."""
+    try:
+        return meta.find_undeclared_variables(_environment().parse(source))
+    except jinja2.TemplateError:
+        return set()
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
+    )
 
 
 def _forms(messages: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from pipeinfer_cpp.chat_template import Message
+from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.errors import UserError
 
 _MARK = "\ufdd0"
@@ -54,7 +55,7 @@ class Known(msgspec.Struct, frozen=True):
 
 
 class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A conversation in a file. `known` is of use to the same `model` (a hash of its content) only.
+    """A conversation in a file. `known` and `past` are of use to the same `model` (a hash of its content) only.
 
     `asked`: a question behind the messages whose answer was not finished; `seed`: what that answer is drawn with.
     """
@@ -64,6 +65,7 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     known: Known | None = None
     asked: str | None = None
     seed: int | None = None
+    past: dict[str, Any] | None = None
     pipeinfer_chat: Literal[1] = 1
 
 
@@ -114,6 +116,8 @@ class Conversation:
         self.messages: list[Message] = []
         self._known: Known | None = None
         self._asked: Known | None = None
+        self.past: Past | None = None
+        """How what the pipeline last held of it was computed, for `Pipeline.recall`."""
         self.system = system
 
     @property
@@ -195,7 +199,7 @@ class Conversation:
         """Forget all turns; the system prompt stays."""
         system = self.system
         self.messages = []
-        self._known = self._asked = None
+        self._known = self._asked = self.past = None
         self.system = system
 
     def save(self, path: Path, *, seed: int | None = None, asked: str | None = None, overwrite: bool = True) -> None:
@@ -203,7 +207,8 @@ class Conversation:
         if not overwrite and path.exists():
             raise UserError(f"{path} is there already: /save --force {path} writes over it.")
         messages = self.messages[:-1] if asked is not None and self.messages[-1]["role"] == "user" else self.messages
-        saved = Saved(self._model(), messages, self._known, asked, seed)
+        past = self.past.to_json() if self.past is not None else None
+        saved = Saved(self._model(), messages, self._known, asked, seed, past)
         new = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -217,11 +222,18 @@ class Conversation:
     def load(self, path: Path) -> Saved:
         """Put the saved conversation in this one's place. Raises UserError and leaves it as it was."""
         saved = read_saved(path)
-        known = saved.known if saved.known and saved.model == self._model() else None
-        if known is not None and not all(0 <= token < self.tokenizer.size for token in known.tokens):
+        same = saved.model == self._model()
+        known, past = (saved.known, saved.past) if same else (None, None)
+        if known is not None and not self._has(known.tokens):
             known = None
-        self.messages, self._known, self._asked = list(saved.messages), known, None
+        self.messages, self._known, self._asked, self.past = list(saved.messages), known, None, None
+        with contextlib.suppress(ValueError):
+            read = Past.from_json(past) if past is not None else None
+            self.past = read if read is not None and self._has(read.tokens) else None
         return saved
+
+    def _has(self, tokens: Sequence[int]) -> bool:
+        return all(0 <= token < self.tokenizer.size for token in tokens)
 
     # --------------------------------------------------------------------------------------- tokens
 

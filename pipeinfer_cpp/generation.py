@@ -23,7 +23,9 @@ class Generation:
 
     def __init__(self, turn: Turn, stop: Callable[[Turn], None], reading: Reading | None = None) -> None:
         """`stop` asks for the turn's end and returns at once: it is called by finalisers, in any thread."""
-        self._turn, self._reading = turn, reading
+        self.turn = turn
+        """Shared with the pipeline; not for users."""
+        self._reading = reading
         self._stop = partial(_stop, turn, stop)
         self._position = 0
         weakref.finalize(self, self._stop).atexit = False
@@ -31,12 +33,12 @@ class Generation:
     @property
     def result(self) -> Result | None:
         """None until it has ended well."""
-        return self._turn.result
+        return self.turn.result
 
     @property
     def done(self) -> bool:
         """It has ended, well or not."""
-        return self._turn.over
+        return self.turn.over
 
     def __iter__(self) -> Iterator[Token]:
         n = 0
@@ -55,8 +57,13 @@ class Generation:
         return token
 
     async def __aiter__(self) -> AsyncIterator[Token]:
-        turn, n, news = self._turn, 0, asyncio.Event()
-        forget = turn.watch(partial(asyncio.get_running_loop().call_soon_threadsafe, news.set))
+        turn, n, news = self.turn, 0, asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(news.set)
+
+        forget = turn.watch(tell)
         try:
             while True:
                 news.clear()
@@ -73,19 +80,20 @@ class Generation:
             forget()
             self._stop()
 
-    def cancel(self) -> None:
-        """End it now; returns when every stage has dropped it. Raises what the generation failed with."""
+    def cancel(self, timeout: float | None = None) -> None:
+        """End it now; returns when every stage has dropped it. Raises what the generation failed with, and TimeoutError
+        after `timeout` seconds."""
         self._stop()
-        self.wait()
+        self.wait(timeout)
 
     def close(self) -> None:
         """End it now, however it stands; returns when every stage has dropped it."""
         self._stop()
-        self._turn.wait()
+        self.turn.wait()
 
     def wait(self, timeout: float | None = None) -> Result:
         """Let it run to its end. Raises what it failed with, and TimeoutError after `timeout` seconds."""
-        turn = self._turn
+        turn = self.turn
         while self._reading is not None and not turn.tokens and not turn.wait(0, 0.1):
             self._tell()
         self._told()
@@ -98,7 +106,7 @@ class Generation:
 
     def _next(self, n: int) -> Token | None:
         """Token number n, None at the end. Raises what the generation failed with."""
-        turn = self._turn
+        turn = self.turn
         while not turn.wait(n, 0.1 if self._reading is not None else None):
             self._tell()
         self._told()
@@ -109,14 +117,14 @@ class Generation:
         return None
 
     def _tell(self) -> None:
-        n_prompt = len(self._turn.prompt)
+        n_prompt = len(self.turn.prompt)
         if self._reading is not None:
-            self._reading(min(self._turn.read, n_prompt - 1), n_prompt)
+            self._reading(min(self.turn.read, n_prompt - 1), n_prompt)
 
     def _told(self) -> None:
         """The first token is here: all of the prompt is read."""
         if self._reading is not None:
-            self._reading(len(self._turn.prompt), len(self._turn.prompt))
+            self._reading(len(self.turn.prompt), len(self.turn.prompt))
             self._reading = None
 
 

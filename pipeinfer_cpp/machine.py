@@ -66,6 +66,14 @@ def boot_id() -> str:
         return ""
 
 
+def suspended(pid: int) -> bool:
+    """Whether a process is stopped (by SIGSTOP or Ctrl-Z, say). False where the system does not tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except (OSError, IndexError):
+        return False
+
+
 def machine_id() -> str:
     """The same for all processes of one machine (containers too, as they share its cores)."""
     return boot_id() or platform.node()

@@ -6,13 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeinfer_cpp.arguments import maybe, number, path, several, stage_list, text, truth, whole
 from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.lab.clusters import Cluster
+from pipeinfer_cpp.lab.clusters import Cluster, load_cluster
 from pipeinfer_cpp.net.messages import WIRES, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
 
 KV_TYPES = ("auto", "f32", "f16", "bf16", "q8_0", "q4_0")
+_KINDS = {
+    "stages": stage_list,
+    "split": maybe(several(number)),
+    "ablate": several(text),
+    "wire": several(text, one=True),
+    "links": maybe(several(LinkSpeed)),
+    "stretch": maybe(several(Stretch, one=True)),
+    "draft_stretch": maybe(Stretch),
+    **dict.fromkeys(("target", "draft", "models"), maybe(path)),
+    **dict.fromkeys(("pair", "layers", "mode"), maybe(text)),
+    "kv_type": text,
+    **dict.fromkeys(("threads", "ctx", "branches", "draft_max", "max_ahead", "max_rows"), maybe(whole)),
+    **dict.fromkeys(("gpu_layers", "chunk"), whole),
+    **dict.fromkeys(("cutoff", "recovery", "decay", "split_threshold"), maybe(number)),
+    "patience": number,
+    **dict.fromkeys(("flash_attn", "trace", "tuned"), truth),
+    "exact": maybe(truth),
+}
+"""What each argument must be, made plain (numpy's numbers become Python's)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +40,16 @@ class Options:
     """None means: decide for me.
 
     pair, or target (and draft): which models; models: a further models.toml. stages: how many processes
-    to start here, or the addresses of stages that run already. split: shares of the layers; layers: the
-    ranges themselves, "0-9,10-19". threads: of each process. ctx: positions a conversation can have, 0 for
-    as many as the model was trained for.
+    to start here, or the addresses of stages that run already: a list, or one text with commas. split: shares
+    of the layers; layers: the ranges themselves, "0-9,10-19". threads: of each process. ctx: positions a
+    conversation can have, 0 for as many as the model was trained for.
     stretch: makes each stage (one for all, or one each) as slow as given; draft_stretch: the draft.
     patience: seconds that a stage elsewhere may be silent before it is given up; a run may go nowhere for six times
     as long.
     wire: codec of the hidden states (see `net.codecs`), one for all links or one each.
     links: emulated ones, from the coordinator to stage 0, between stages, from the last back.
-    emulate: nodes and links as slow as this cluster's, in place of stretch, draft_stretch and links.
+    emulate: nodes and links as slow as this cluster's, in place of stretch, draft_stretch and links: a preset's
+    name, the path of a cluster.toml, or a cluster.
     The speculation settings left None come from what `pipeinfer tune` found for the pair on these machines
     (not where `tuned` is False), then from the pair's entry in models.toml, then from `engine.Settings`.
     """
@@ -66,6 +87,15 @@ class Options:
     trace: bool = False
     tuned: bool = True
 
+    def __post_init__(self) -> None:
+        """Raises TypeError, which names the argument, for a value of another kind."""
+        for name, kind in _KINDS.items():
+            object.__setattr__(self, name, kind(name, getattr(self, name)))
+        if isinstance(emulate := getattr(self, "emulate"), str):  # noqa: B009 - its type says that there is none
+            object.__setattr__(self, "emulate", _cluster(emulate, self.n_stages))
+        if not isinstance(self.emulate, Cluster | None):
+            raise TypeError(f"emulate: a cluster or the name of one is needed, not {self.emulate!r}")
+
     def check(self) -> None:
         """Raise UserError for values that cannot be."""
         n = self.n_stages
@@ -76,7 +106,7 @@ class Options:
             (self.split is None or self.layers is None, "Give --split or --layers, not both."),
             (self.threads is None or 1 <= self.threads <= 512, "--threads must be between 1 and 512."),
             (1.0 <= self.patience <= 86400.0, "--patience must be between 1 and 86400 seconds."),
-            (self.gpu_layers >= -1, "--gpu-layers must be 0 or more, or -1 for all."),
+            (-1 <= self.gpu_layers < 1 << 31, "--gpu-layers must be 0 or more, or -1 for all."),
             (self.kv_type in KV_TYPES, f"--kv-type must be one of {', '.join(KV_TYPES)}."),
             (self.flash_attn or not self.kv_type.startswith("q"), f"--kv-type {self.kv_type} needs --flash-attn."),
             (not self.ctx or self.ctx >= 16, "--ctx-size must be at least 16, or 0 for the model's own."),
@@ -84,10 +114,19 @@ class Options:
             (self.cutoff is None or 0.0 <= self.cutoff <= 1.0, "--cutoff must be between 0 and 1."),
             (self.draft_max is None or 1 <= self.draft_max <= 63, "--draft-max must be between 1 and 63."),
             (self.max_rows is None or 1 <= self.max_rows <= self.chunk, f"max_rows must be 1 to {self.chunk}."),
+            (self.max_ahead is None or 1 <= self.max_ahead <= 1024, "max_ahead must be 1 to 1024."),
+            (
+                all(v is None or 0.0 <= v <= 1.0 for v in (self.recovery, self.decay, self.split_threshold)),
+                "recovery, decay and split_threshold must be between 0 and 1.",
+            ),
+            (
+                all(0.0 < share < float("inf") for share in self.split or ()),
+                "--split must name a share above 0 for each stage.",
+            ),
             (8 <= self.chunk <= 512, "--chunk must be between 8 and 512."),
             (
                 not (self.exact and (self.branches or 1) > 1),
-                "--exact needs --branches 1: side branches change the order of KV cells and so the last bits.",
+                "--exact needs --branches 1: side branches change the order of KV cells and with it the last bits.",
             ),
         ]
         for holds, sentence in rules:
@@ -107,7 +146,7 @@ class Options:
             raise UserError(f"--wire names {len(links)} links, but {n} stages have {n - 1}.")
 
         if self.emulate is not None and self.emulate.n_stages != n:
-            raise UserError(f"The emulated cluster has {self.emulate.n_stages} nodes, and {n} stages were asked for.")
+            raise UserError(f"The emulated cluster has {self.emulate.n_stages} nodes, but --stages is {n}.")
         if self.emulate is not None and not isinstance(self.stages, int):
             raise UserError("A cluster is emulated on one machine: --emulate takes a number of --stages.")
         if self.links is not None and len(self.links) != n + 1:
@@ -127,3 +166,10 @@ class Options:
         if self.stretch is None or isinstance(self.stretch, Stretch):
             return self.stretch
         return self.stretch[stage]
+
+
+def _cluster(what: str, n_stages: int) -> Cluster:
+    try:
+        return load_cluster(what, n_stages)
+    except UserError as error:
+        raise UserError(f"emulate {what!r}: {error}") from None

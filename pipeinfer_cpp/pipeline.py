@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeinfer_cpp.arguments import sampling_of, stop_strings, token_ids, whole
+from pipeinfer_cpp.arguments import number, sampling_of, several, stop_strings, text, token_ids, truth, whole
+from pipeinfer_cpp.chats import Chats, plain_messages
 from pipeinfer_cpp.cluster.crew import Crew
 from pipeinfer_cpp.cluster.cutting import Cutting
 from pipeinfer_cpp.cluster.driver import Driver
@@ -38,9 +39,18 @@ from pipeinfer_cpp.net.sockets import Network
 from pipeinfer_cpp.options import Options
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.template_of import template_of
 
 Report = Callable[[str, str, int, int], None]
 """(worker, what it does, done, in all; 0 where that is not known). Called from more than one thread."""
+_KINDS: dict[str, Callable[[str, Any], Any]] = {
+    "mode": text,
+    "governor": truth,
+    "ablate": lambda name, value: frozenset(several(text)(name, value)),
+    **dict.fromkeys(("branches", "max_rows", "max_ahead", "draft_max"), whole),
+    **dict.fromkeys(("cutoff", "recovery", "decay", "split"), number),
+}
+"""Of what `configure` can change."""
 LOCAL_S, REMOTE_S = 30.0, 5.0
 """Seconds that a worker has for its first answer, here and on another machine."""
 
@@ -50,6 +60,8 @@ class Pipeline:
 
     def __init__(self, options: Options, report: Report | None = None, crew: Crew | None = None) -> None:
         """`crew`: worker processes that were started already; they are this pipeline's to end."""
+        if not isinstance(options, Options):
+            raise TypeError(f"options: Options are needed, not {options!r} (Pipeline.local takes them one by one)")
         options.check()
         self.processes: list[Process] = []
         """Workers that were started here."""
@@ -124,6 +136,7 @@ class Pipeline:
         self._opened = self.settings
         """What the stages' contexts were made for."""
         self._turn: Turn | None = None
+        self._chats: Chats | None = None
         self._last: Result | None = None
         self._lock = threading.Lock()
         self.driver = Driver(
@@ -133,6 +146,7 @@ class Pipeline:
             [CostCurve(m.curve) for m in loaded],
             self.settings,
             piece=self.vocabulary.piece,
+            n_vocab=self.vocabulary.size,
             exact=plan.exact,
             trace=options.trace,
             active=plan.active,
@@ -181,7 +195,7 @@ class Pipeline:
         generation is under way. `max_tokens` -1: until the end, or until the context is full.
         """
         self._check_alive()
-        sampling = sampling_of(sampling).within(self.settings.n_ctx)
+        sampling = sampling_of(sampling).seeded().within(self.settings.n_ctx)
         if isinstance(prompt, str):
             tokens = tuple(self.vocabulary.tokenize(prompt, begin=True))
         else:
@@ -191,20 +205,55 @@ class Pipeline:
         if (max_tokens := whole("max_tokens", max_tokens)) == -1:
             max_tokens = self.settings.n_ctx  # it ends with the context
         if max_tokens < 1:
-            raise UserError("--max-tokens must be at least 1, or -1 for as many as the context holds.")
+            raise UserError("--max-tokens must be at least 1, or -1 for as many as fit into the context.")
         if len(tokens) >= self.settings.n_ctx:
             raise UserError(
                 f"The prompt has {len(tokens)} tokens and the context {self.settings.n_ctx}: "
                 "shorten it or raise --ctx-size."
             )
         self.check_grammar(sampling)
-        stops = stop_strings(stop)
+        stops, goes_on = stop_strings(stop), truth("goes_on", goes_on)
         turn = Turn(tokens, max_tokens, sampling, stops, goes_on, self.vocabulary.control_tokens(stops))
         with self._lock:
             self._rest("This pipeline generates one text at a time")
             self._turn = turn
             self.driver.begin(turn)
         return Generation(turn, self.driver.cancel, reading)
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int = -1,
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        stop: str | Sequence[str] = (),
+        reading: Reading | None = None,
+    ) -> Generation:
+        """Begin the answer to the last of these messages, by the model's chat template.
+
+        A message is a dict of `role` (system, user, assistant) and `content` (text, or parts of type text); a text is
+        one message of the user. The messages of the call before, its `result.text` as the assistant's and a new
+        one of the user's go on where that answer ended: nothing is computed twice. Where the context is full the
+        oldest questions go with their answers. Otherwise as `generate`.
+        Raises UserError too for a model without a chat template.
+        """
+        self._check_alive()
+        said = plain_messages(messages)
+        if (max_tokens := whole("max_tokens", max_tokens)) < 1 and max_tokens != -1:
+            raise UserError("--max-tokens must be at least 1, or -1 for as many as the context holds.")
+        if self._chats is None:
+            template = template_of(self.plan.target, self.plan.pair, self.vocabulary, None, {})
+            self._chats = Chats(template, self.vocabulary, self.settings.n_ctx)
+        with self._lock:
+            self._rest("This pipeline generates one text at a time")
+            quarter = self.settings.n_ctx // 4
+            reserve = quarter if max_tokens == -1 else min(max_tokens, quarter)
+            tokens, goes_on = self._chats.prompt(said, self._turn, reserve)
+        generation = self.generate(
+            tokens, max_tokens=max_tokens, sampling=sampling, stop=stop, goes_on=goes_on, reading=reading
+        )
+        self._chats.began(generation.turn)
+        return generation
 
     @property
     def last(self) -> Result | None:
@@ -244,6 +293,7 @@ class Pipeline:
         for name in sorted(changes.keys() & held):
             if changes[name] != getattr(self.settings, name):
                 raise UserError(f"{name} cannot be changed while the pipeline is open: open another one with it.")
+        changes = {name: _KINDS[name](name, value) if name in _KINDS else value for name, value in changes.items()}
         try:
             settings = replace(self.settings, **changes)
         except (TypeError, ValueError) as error:
@@ -253,6 +303,11 @@ class Pipeline:
         for name in ("branches", "max_rows", "max_ahead"):
             if not 1 <= whole(name, getattr(settings, name)) <= getattr(opened, name):
                 raise UserError(f"{name} can be 1 to {getattr(opened, name)} on this pipeline, as it was opened.")
+        if not 1 <= settings.draft_max <= 63:
+            raise UserError("--draft-max must be between 1 and 63.")
+        for name in ("cutoff", "recovery", "decay", "split"):
+            if not 0.0 <= getattr(settings, name) <= 1.0:
+                raise UserError(f"{name} must be between 0 and 1.")
         with self._lock:
             self._rest()
             self.driver.configure(settings)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeinfer_cpp.engine.stats import Stats
 
@@ -66,6 +66,7 @@ class Result(msgspec.Struct, frozen=True):
     runs: RunsResult
     wire_bytes_per_token: float | None
     memory_mb: dict[str, float]
+    seed: int
     warnings: list[str] = []
 
     def short_line(self) -> str:
@@ -121,11 +122,20 @@ class Tally:
         self.link_bytes[index] = self.link_bytes.get(index, 0) + n_bytes
 
     def result(
-        self, reason: str, stats: Stats, *, mode: str, stages: int, exact: bool, n_prompt: int, keep: int | None
+        self,
+        reason: str,
+        stats: Stats,
+        *,
+        mode: str,
+        stages: int,
+        exact: bool,
+        n_prompt: int,
+        seed: int,
+        keep: int | None,
     ) -> Result:
         """`keep`: generated tokens that count (a stop string may have come while more were emitted)."""
         ids, times = self.ids[:keep], self.times[:keep]
-        gaps = np.diff(times)
+        gaps = np.diff(np.array(times, np.float64))
         speed = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
         return Result(
             text="".join(self.texts),
@@ -136,6 +146,7 @@ class Tally:
             exact=exact,
             n_prompt=n_prompt,
             n_generated=len(ids),
+            seed=seed,
             ttft_s=times[0] - self.accepted_at if times else None,
             tokens_per_s=speed,
             itl_s=Itl(*_moments(gaps)),
@@ -155,7 +166,7 @@ class Tally:
         )
 
 
-def _moments(gaps: Sequence[float] | np.ndarray) -> tuple[float | None, float | None, float | None]:  # type: ignore[type-arg]
+def _moments(gaps: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
     if len(gaps) == 0:
         return None, None, None
     return float(np.mean(gaps)), float(np.percentile(gaps, 50)), float(np.percentile(gaps, 99))

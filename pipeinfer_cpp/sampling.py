@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `repeat_last_n` tokens are looked at (0 none, -1 all that the context holds). `logit_bias` maps token ids
     to an amount added to their logit. At most one form is set: `grammar` (GBNF), `json_schema` (JSON text, or
     what it is made of: a dict, a Pydantic model), `regex` (that the whole text matches) or `lark`.
+    `seed` -1: a random one for each generation; the one that was used is in its `Result`.
     """
 
     temp: float = 0.8
@@ -38,7 +40,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     json_schema: Any = None
     regex: str | None = None
     lark: str | None = None
-    seed: int = 0
+    seed: int = -1
 
     def __post_init__(self) -> None:
         schema = self.json_schema
@@ -53,11 +55,13 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def check(self) -> None:
         """Raise UserError when a value is out of range."""
-        numbers = (self.temp, self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
         rules = [
-            (all(map(math.isfinite, numbers)), "--temp and the penalties must be finite numbers"),
+            (math.isfinite(self.temp), "--temp must be a finite number"),
+            (math.isfinite(self.repeat_penalty), "--repeat-penalty must be a finite number"),
+            (math.isfinite(self.presence_penalty), "--presence-penalty must be a finite number"),
+            (math.isfinite(self.frequency_penalty), "--frequency-penalty must be a finite number"),
             (-(1 << 31) <= self.top_k < 1 << 31, "--top-k must be a number of 32 bits (0 or below: off)"),
-            (0 <= self.seed < 1 << 64, "--seed must be 0 or more, and below 2 to the power of 64"),
+            (-1 <= self.seed < 1 << 64, "--seed must be -1 (random), or 0 or more and below 2 to the power of 64"),
             (0.0 < self.top_p <= 1.0, "--top-p must be above 0 and at most 1"),
             (0.0 <= self.min_p <= 1.0, "--min-p must be between 0 and 1"),
             (0.0 < self.typical_p <= 1.0, "--typical must be above 0 and at most 1"),
@@ -77,6 +81,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def forms(self) -> list[str]:
         """What is asked of the text's form: names out of FORMS."""
         return [name for name in FORMS if getattr(self, name) is not None]
+
+    def seeded(self) -> Sampling:
+        """The same with a seed of its own, where it has none."""
+        return self if self.seed >= 0 else msgspec.structs.replace(self, seed=secrets.randbits(31))
 
     def within(self, n_ctx: int) -> Sampling:
         """The same for a context of `n_ctx` positions: the penalties look back no further."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pipeinfer_cpp.chat_template import asked_for
+
 _TAGS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
@@ -27,7 +29,8 @@ class Thinking:
 
     def __init__(self, template: str) -> None:
         self._tags = [pair for pair in _TAGS if any(_start(tag) in template for tag in pair)]
-        self.switch = next((name for name in _SWITCHES if name in template), None)
+        asked = asked_for(template)
+        self.switch = next((name for name in _SWITCHES if name in asked), None)
         """The template's variable that turns thinking on and off."""
         self._held = ""
         self._end: str | None = None

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import termios
 import time
+from collections.abc import Sequence
 
 from cli_helpers import COMMAND, ENV, left_by
 
@@ -24,11 +25,11 @@ _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r| +(?=\r?\n)")
 class Terminal:
     """`said` is everything since the last `type`, without control codes and spaces at a line's end."""
 
-    def __init__(self, *args: object, columns: int = 300) -> None:
+    def __init__(self, *args: object, columns: int = 300, command: Sequence[str] = COMMAND) -> None:
         self._fd, child = pty.openpty()
         fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
         self.process = subprocess.Popen(
-            [*COMMAND, *map(str, args)],
+            [*command, *map(str, args)],
             stdin=child,
             stdout=child,
             stderr=child,

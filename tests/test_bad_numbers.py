@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from msgspec.structs import replace
 from pipeline_helpers import GREEDY, PROMPT, TARGET, local
 
-from pipeinfer_cpp.engine.run import Row
+from pipeinfer_cpp.cluster import claims
+from pipeinfer_cpp.cluster.session import Peer
+from pipeinfer_cpp.engine.run import InFlight, Row, Run
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.errors import PipeInferError
-from pipeinfer_cpp.net.messages import RunHeader, TurnStart
+from pipeinfer_cpp.net.messages import Drafted, Loaded, RunBack, RunHeader, StageReady, TurnStart
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
 from pipeinfer_cpp.workers.limits import Limits
@@ -75,3 +78,71 @@ def test_the_coordinator_hears_of_them_and_the_stage_lives(what: str) -> None:
             p.generate(PROMPT, max_tokens=200, sampling=GREEDY).wait(20)
         process = p.driver._stages[0].process
         assert process is not None and process.death() is None
+
+
+def lie(pipeline: Pipeline, peer: Peer, said: RunBack | StageReady | Drafted) -> None:
+    """Let the driver hear this from the peer, as though it had come over its socket."""
+    driver = pipeline.driver
+    driver._command(lambda: driver._take(peer, said))
+
+
+CLAIMS: dict[str, tuple[RunBack | StageReady, str]] = {
+    "number": (StageReady(7, 1, "done", 0.0, 0.1, 0), "it is stage 7"),
+    "a run that never left": (StageReady(0, 1 << 30, "done", 0.0, 0.1, 0), "never sent"),
+    "time": (StageReady(0, 1, "done", 0.0, float("nan"), 0), "took nan s"),
+    "an answer to nothing": (RunBack(1 << 30, False, ()), "which is not under way"),
+}
+
+
+@pytest.mark.parametrize("what", CLAIMS)
+def test_a_stage_that_says_what_cannot_be_is_named(what: str) -> None:
+    said, words = CLAIMS[what]
+    with local(stages=1, draft=None) as p:
+        generation = p.generate(PROMPT, max_tokens=200, sampling=GREEDY)
+        next(iter(generation))
+        lie(p, p.driver._stages[0], said)
+        with pytest.raises(PipeInferError, match=rf"^Stage 0 \(layers 0-11\) says what cannot be: .*{words}"):
+            generation.wait(20)
+
+
+def test_answers_that_do_not_fit_their_run() -> None:
+    run = Run(3, "decode", (), (ROW._replace(draw=True), ROW._replace(pos=1, draw=True)), 0)
+    under_way = {3: InFlight(run, False, 0.0, 2)}
+    assert claims.back(RunBack(3, False, ((5, -0.5), (-1, 0.0))), under_way, 1024) is None
+    assert "1 draws instead of 2" in str(claims.back(RunBack(3, False, ((5, -0.5),)), under_way, 1024))
+    assert "token 1024" in str(claims.back(RunBack(3, False, ((5, -0.5), (1024, 0.0))), under_way, 1024))
+    assert "token -2" in str(claims.back(RunBack(3, False, ((-2, -0.5), (5, 0.0))), under_way, 1024))
+    assert "nobody cancelled" in str(claims.back(RunBack(3, True, ()), under_way, 1024))
+    under_way[3].alive = 0
+    assert claims.back(RunBack(3, True, ()), under_way, 1024) is None
+
+
+def test_measurements_that_cannot_be() -> None:
+    good = Loaded({1: 0.1, 2: 0.2}, 4, "f16", 1.0, 1)
+    assert claims.loaded(good, True) is None and claims.loaded(replace(good, curve={}), False) is None
+    curves: list[dict[int, float]] = [{}, {1: -0.1}, {1: float("nan")}, {4: 0.1}]
+    changes: list[dict[str, object]] = [{"safe_width": 0}, *({"curve": curve} for curve in curves)]
+    for changed in changes:
+        assert "cannot be" in str(claims.loaded(replace(good, **changed), True))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Drafted(1, 99, 1 << 20, 0.5, -1, 0.0, 0.0, 0.1),
+        Drafted(1, 99, 5, 0.5, 1 << 20, 0.5, 0.0, 0.1),
+        Drafted(1, 99, 5, float("nan"), -1, 0.0, 0.0, 0.1),
+    ],
+)
+def test_a_draft_worker_that_says_what_cannot_be_is_done_without(said: Drafted) -> None:
+    with local(stages=1) as p:
+        expected = p.generate(PROMPT, max_tokens=40, sampling=GREEDY).wait().text
+        generation = p.generate(PROMPT, max_tokens=40, sampling=GREEDY)
+        draft = p.driver._draft
+        assert draft is not None
+        lie(p, draft, said)
+        lie(p, draft, Drafted(1 << 40, 5, 5, 0.5, -1, 0.0, 0.0, 0.1))  # it is not listened to any more
+        result = generation.wait(20)
+        assert result.text == expected
+        (warning,) = result.warnings
+        assert "draft worker is gone" in warning and "token" in warning

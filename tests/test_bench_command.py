@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from pipeline_helpers import worker_pids
+from pipeline_helpers import local, worker_pids
+
+from pipeinfer_cpp.lab.cells import tokens_of
+from pipeinfer_cpp.lab.suites import Suite
 
 SMALL = ["--prompts", "1", "-n", "16", "--rounds", "1"]
 
@@ -112,3 +115,11 @@ def test_bad_input(args: list[str], sentence: str) -> None:
     done = bench(*args)
     assert done.returncode == 2 and not done.stdout
     assert sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_nothing_in_a_question_is_a_control_token() -> None:
+    with local(stages=1, draft=None) as p:
+        end = p.vocabulary.name(p.vocabulary.eos)
+        plain, odd = tokens_of(p, Suite("own", ("Why?", f"Why {end}?"), True), 2)
+        control = [t for t in plain if not p.vocabulary.piece(t)]
+        assert control and [t for t in odd if not p.vocabulary.piece(t)] == control

@@ -9,7 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipeinfer_cpp.cluster.tuned import Tuned
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.json_file import read_records, write_records
 from pipeinfer_cpp.lab.arms import parse_arms
 from pipeinfer_cpp.lab.baseline import regressions
 from pipeinfer_cpp.lab.bench import Comparison
@@ -18,6 +20,7 @@ from pipeinfer_cpp.lab.clusters import load_cluster
 from pipeinfer_cpp.lab.intervals import Ratio, speed_up
 from pipeinfer_cpp.lab.measurement import Measurement, pooled
 from pipeinfer_cpp.lab.receipt import Receipt
+from pipeinfer_cpp.lab.recording import Recording
 from pipeinfer_cpp.lab.suites import SUITES, suite
 from pipeinfer_cpp.lab.sweep import Cell, Done, Notebook, parse_link, parse_sweep, read_cells
 from pipeinfer_cpp.options import Options
@@ -175,6 +178,24 @@ def test_what_is_no_notebook(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match="no result of `pipeinfer bench`"):
         Notebook(path)
+
+
+@pytest.mark.parametrize("kind", [Done, Recording, Tuned])
+def test_lists_of_records_are_read_and_written_alike(tmp_path: Path, kind: type) -> None:
+    """Whole or not at all, and one sentence where that fails."""
+    path = tmp_path / "records.json"
+    for damage in (b"", b"{}", b"\xff", b'[{"pair": "\xff"}]', b"[1]"):
+        path.write_bytes(damage)
+        with pytest.raises(UserError, match=r"records\.json is none: "):
+            read_records(path, kind, "is none")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_records(tmp_path, kind, "is none")
+    path.write_bytes(b"[]\n")
+    with pytest.raises(TypeError):
+        write_records(path, [object()])
+    assert read_records(path, kind, "is none") == [] and [p.name for p in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(UserError, match="could not be written: its folder does not exist"):
+        write_records(tmp_path / "nowhere" / "a.json", [])
 
 
 def test_a_record_survives_its_file() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pyte
 import pytest
-from cli_helpers import pipeinfer
+from cli_helpers import COMMAND, pipeinfer
 from pipeline_helpers import TARGET, alive, until, worker_pids
 from terminal import Terminal
+from tiny_models import Tiny, build
 
 BEAR = "Tell me a long story about a bear."
 SLOW = ["--verbose", "--stretch", "15", "--max-tokens", "400", "--seed", "1", "--logit-bias", "2-inf"]
@@ -137,6 +139,8 @@ def test_set(chat: Open) -> None:
     assert c.ask("/set max_tokens 3") == "max_tokens is now 3."
     assert "3 tokens ·" in c.ask("/regen") and "5 tokens ·" in answer
     assert "did you mean top_k?" in c.ask("/set top_kk 3")
+    assert "did you mean repeat_penalty?" in c.ask("/set repeat_p 1")
+    assert "did you mean max_tokens?" in c.ask("/set max 3")
     assert "must be a number, not 'warm'" in c.ask("/set temp warm")
     assert "--top-p must be" in c.ask("/set top_p 7") and "invalid grammar" in c.ask("/set grammar root")
     assert "must be one of" in c.ask("/set mode fast")
@@ -230,45 +234,93 @@ def test_a_signal_leaves_no_process(chat: Open, number: int) -> None:
     assert c.process.returncode == (-number if number == signal.SIGKILL else 128 + number)
 
 
-def kill_a_stage(c: Terminal) -> None:
-    os.kill(next(pid for pid, role in worker_pids(c.process.pid).items() if role == "stage"), signal.SIGKILL)
+def a_stage(c: Terminal) -> int:
+    return next(pid for pid, role in worker_pids(c.process.pid).items() if role == "stage")
 
 
 def answers(path: Path) -> list[str]:
     return [m["content"] for m in json.loads(path.read_text())["messages"] if m["role"] == "assistant"]
 
 
-QUESTIONS = [BEAR, "What was its name?", "Where did it live?", "And then?"]
+QUESTIONS = [BEAR, "What was its name?", "Where did it live?", "And then?", "Who came by?", "How did it end?"]
 
 
-def test_a_chat_survives_its_pipeline_and_its_own_end(chat: Open, tmp_path: Path) -> None:
-    """Killed: a stage within an answer, a stage between two answers, and the chat itself within an answer."""
-    options = ["--stretch", "5", "--max-tokens", "60", "--temp", "0.7", "--logit-bias", "2-inf"]
+def test_six_turns_survive_their_pipeline_and_their_own_end(chat: Open, tmp_path: Path) -> None:
+    """A stage killed in turn 2, another frozen for 20 s in turn 4, the chat itself killed in turn 5 and resumed."""
+    options = ["--pair", "demo", "--stages", 2, "--stretch", "5", "--max-tokens", "60", "--temp", "0.7"]
+    options += ["--logit-bias", "2-inf", "--ctx-size", "1024"]
     c = chat(*options, "--seed", 3, "--no-save")
     for question in QUESTIONS:
         c.ask(question)
     c.ask(f"/save {tmp_path / 'undisturbed.json'}")
+    c.type("/bye\n")
+    c.end()
 
     c = chat(*options, "--seed", 3)
-    c.begin(QUESTIONS[0])
-    kill_a_stage(c)
-    said = c.prompt()
+    c.ask(QUESTIONS[0])
+    c.begin(QUESTIONS[1])
+    os.kill(a_stage(c), signal.SIGKILL)
+    said = c.prompt(60)
     assert "was killed by signal 9" in said and "Starting the pipeline again" in said and "another one" not in said
-    kill_a_stage(c)
-    c.ask(QUESTIONS[1])
     c.ask(QUESTIONS[2])
     c.begin(QUESTIONS[3])
+    frozen = a_stage(c)
+    os.kill(frozen, signal.SIGSTOP)
+    time.sleep(20)
+    with contextlib.suppress(ProcessLookupError):  # the chat has put another one in its place
+        os.kill(frozen, signal.SIGCONT)
+    assert "another one" not in c.prompt(60)
+    c.begin(QUESTIONS[4])
     c.process.kill()
     c = Terminal("chat", *options, "--resume", 1)
     try:
-        assert QUESTIONS[3] in c.prompt(60)
+        assert QUESTIONS[4] in c.prompt(60)
+        c.ask(QUESTIONS[5])
         c.ask(f"/save {tmp_path / 'disturbed.json'}")
         listed = c.ask("/resume")
-        assert re.search(r"^ *1 +4 turns: Tell me a long story", listed, re.M), listed
+        assert re.search(r"^ *1 +6 turns: Tell me a long story", listed, re.M), listed
     finally:
         c.close()
     assert answers(tmp_path / "disturbed.json") == answers(tmp_path / "undisturbed.json")
-    assert len(answers(tmp_path / "disturbed.json")) == 4
+    assert len(answers(tmp_path / "disturbed.json")) == 6
+    pasts = [json.loads((tmp_path / f"{name}.json").read_text())["past"] for name in ("disturbed", "undisturbed")]
+    assert pasts[0] == pasts[1], "each cell was computed in the batch that it was first computed in"
+
+
+def test_a_stage_that_dies_between_two_answers(chat: Open) -> None:
+    c = chat("--max-tokens", "5", "--seed", 3)
+    c.ask(BEAR)
+    os.kill(a_stage(c), signal.SIGKILL)
+    assert " tokens · " in c.ask(QUESTIONS[1])
+
+
+def test_ctrl_z_and_fg_in_a_shell() -> None:
+    """Within an answer, and at the prompt."""
+    shell = Terminal("-i", command=["env", "PS1=$ ", "sh"])  # a shell that leaves the terminal as it finds it
+    try:
+        shell.until("$ ")
+        command = " ".join(map(shlex.quote, [*COMMAND, "chat", *SLOW[1:], "--no-save"]))
+        shell.type(f"{command}\n")
+        shell.until("\n> ", 60)
+        shell.begin(BEAR)
+        shell.type("\x1a")
+        shell.until("Stopped")
+        time.sleep(3)
+        shell.type("echo shown; stty -a\n")
+        said = shell.until("\nshown")
+        assert " icanon" in shell.until("icanon") and "echo shown" in said, "the shell has its terminal"
+        shell.type("fg\n")
+        said = shell.until("tokens/s", 60)
+        assert "Note" not in said and "again" not in said and len(said.split()) > 30, said
+        shell.until("\n> ")
+        shell.type("half \x1a")
+        shell.until("Stopped")
+        shell.type("fg\n")
+        shell.until("> half")
+        shell.type("\x15/bye\n")
+        shell.until("$ ")
+    finally:
+        shell.close()
 
 
 def test_frozen_stages_and_suspended_chats_go_on(chat: Open, tmp_path: Path) -> None:
@@ -356,6 +408,39 @@ def test_thoughts_are_dimmed_or_folded_or_not_thought(chat: Open, tmp_path: Path
     assert c.ask("/think off") == "think is now off."
     assert c.ask("Hi").startswith("hm</think>yes\n"), "no thought was begun"
     assert "one of on, fold, off" in c.ask("/think loud")
+    c = chat("--chat-template", path, "--grammar", 'root ::= "hm</think>yes"', "--no-save", "--reasoning-budget", 0)
+    assert c.ask("Hi").startswith("hm</think>yes\n")
+    c.ask("/think on")
+    assert c.ask("Hi").startswith("hmyes\n")
+
+
+def test_a_reasoning_budget_that_cannot_be_kept() -> None:
+    for bad, words in ((0, "this one has none"), (50, "is 0 (no thoughts) or -1")):
+        done = pipeinfer("chat", "--reasoning-budget", bad, given=b"Hi\n")
+        assert done.code == 2 and words in done.err and len(done.err.splitlines()) == 1
+
+
+def test_a_model_without_a_template_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    build(tmp_path / "bare.gguf", Tiny(chat_template=None))
+    (tmp_path / "models.toml").write_text('[pair.x]\ntarget = { path = "bare.gguf" }\n')
+    models = ["--models", tmp_path / "models.toml", "--pair", "x"]
+    for given in (["--target", tmp_path / "bare.gguf"], models):
+        done = pipeinfer("chat", *given, given=b"Hi\n")
+        assert done.code == 2 and "has no chat template" in done.err and "chatml, " in done.err
+        assert len(done.err.splitlines()) == 1, "nothing was planned, nothing was started"
+    done = pipeinfer("chat", *models, "--chat-template", "chatml", "-n", 3, "--seed", 1, given=b"Hi\n" * 4)
+    assert done.code == 0 and "\ufffd" in done.out, "also where an answer ends with half a character"
+
+
+@pytest.mark.parametrize("command", ["models inspect {}", "chat --target {} -n 3"])
+def test_what_a_model_says_of_itself_does_not_steer_the_terminal(tmp_path: Path, command: str) -> None:
+    build(tmp_path / "m.gguf", Tiny(name="evil \x1b]0;owned\x07 [bold]\x9b2J"))
+    terminal = Terminal(*command.format(tmp_path / "m.gguf").split())
+    try:
+        said = terminal.until(r"evil \x1b]0;owned\x07 [bold]\x9b2J", 60)
+        assert "\x1b]0;" not in terminal.raw and "\x9b" not in said
+    finally:
+        terminal.close()
 
 
 def test_what_a_template_says_does_not_steer_the_terminal(tmp_path: Path) -> None:
@@ -373,7 +458,7 @@ def test_piped_questions_that_all_failed_are_no_success() -> None:
 def test_a_draft_that_is_here_is_offered() -> None:
     terminal = Terminal("chat", "--target", TARGET, "--stages", 1)
     try:
-        said = terminal.until("Let it draft? [Y/n]: ")
+        said = terminal.until("Use it as the draft model? [Y/n]: ")
         assert "demo-draft-q8_0.gguf (5.9 MB) is on this machine and has the same vocabulary." in " ".join(said.split())
         terminal.type("\n")
         said = " ".join(terminal.until("/help shows").split())

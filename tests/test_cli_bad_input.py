@@ -3,6 +3,7 @@ stdout, nothing left behind."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from cli_helpers import ENV, Ended, pipeinfer
 from pipeline_helpers import DRAFT, TARGET, answers, free_port, hand_stages, until
 from tiny_models import MODELS, Tiny, build
 
+from pipeinfer_cpp.cluster.plan import outline
+from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.library import lib
+from pipeinfer_cpp.options import Options
 
 GENERATE = ["generate", "--prompt", "Hi", "--max-tokens", "2"]
 PAIR = '[pair.x]\ntarget = { path = "none.gguf" }\n'
@@ -32,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "half.gguf").write_bytes(content[: len(content) // 2])
     (path / "empty.gguf").write_bytes(b"")
     (path / "text.gguf").write_text("This is no model.")
+    os.mkfifo(path / "pipe.gguf")  # nobody writes to it: whoever opened it would wait for ever
     (path / "long.txt").write_text("a word " * 1000)
     (path / "latin.txt").write_bytes("élan".encode("latin-1"))
     (path / "syntax.toml").write_text("[pair.x\n")
@@ -63,6 +68,8 @@ GENERATING: list[tuple[str, str]] = [
     ("--target mamba.gguf", "mamba"),
     (f"--target {TARGET} --draft tiny.gguf", "vocabulary"),
     (f"--target {TARGET} --draft nowhere.gguf", "no file nowhere.gguf"),
+    ("--target pipe.gguf", "is a pipe"),
+    (f"--target {TARGET} --draft pipe.gguf", "is a pipe"),
     (f"--pair demo --target {TARGET}", "not both"),
     ("--pair nothing", "no pair named 'nothing'"),
     ("--pair falcon-180b", "is not on this machine"),
@@ -115,6 +122,12 @@ OTHERS: list[tuple[str, str]] = [
     ("stage", "--listen"),
     ("stage --listen nowhere", "not an address"),
     ("stage --listen tcp://0.0.0.0:7711", "--insecure"),
+    ("chat --target pipe.gguf", "is a pipe"),
+    ("verify --wire q8 --target pipe.gguf", "is a pipe"),
+    ("bench --target pipe.gguf", "is a pipe"),
+    ("stage --listen tcp://127.0.0.1:7711 --target pipe.gguf", "is a pipe"),
+    ("slice pipe.gguf --stages 2", "is a pipe"),
+    ("models inspect pipe.gguf", "is a pipe"),
     ("slice tiny.gguf", "one of --layers"),
     ("slice tiny.gguf --stages 5", "4 layers"),
     ("slice tiny.gguf --stages 2 -o nowhere", "not a folder"),
@@ -148,6 +161,8 @@ def test_layers_for_a_gpu_that_llama_cpp_was_not_built_for(folder: Path) -> None
     if lib.llama_supports_gpu_offload():
         pytest.skip("llama.cpp has a GPU backend here")
     check(pipeinfer(*GENERATE, "--gpu-layers", "3", cwd=folder), "built without a GPU backend here")
+    with pytest.raises(UserError, match="built without a GPU backend here"):  # before anything is cut or started
+        outline(Options(pair="demo", gpu_layers=3))
 
 
 def test_a_failed_command_leaves_no_trace_file(folder: Path) -> None:

@@ -214,6 +214,33 @@ def test_a_question_is_put_in_the_chat_template() -> None:
     assert "chat template" not in raw.err
 
 
+def test_another_chat_template(tmp_path: Path) -> None:
+    """By name, and as a file with variables."""
+    options = ["--temp", "0", "--json", "-n", "8"]
+    own, named = (pipeinfer("generate", "Hi", *options, *more) for more in ([], ["--chat-template", "zephyr"]))
+    assert "The given chat template is used" in named.err and objects(named)["n_prompt"] != objects(own)["n_prompt"]
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}{{ m.content * times }}{% endfor %}")
+    once, thrice = (
+        objects(pipeinfer("generate", "fox ", *options, "--chat-template", file, "--chat-template-kwargs", variables))
+        for variables in ('{"times": 1}', '{"times": 3}')
+    )
+    assert thrice["n_prompt"] > once["n_prompt"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--chat-template zephir", "did you mean zephyr?"),
+        ("--chat-template-kwargs [1]", "is not a JSON object"),
+        ("--chat-template chatml --chat-template-kwargs {}  --raw", "--raw leaves the chat template out"),
+    ],
+)
+def test_chat_templates_that_are_none(line: str, words: str) -> None:
+    result = pipeinfer("generate", "Hi", *line.split())
+    assert result.code == 2 and words in result.err and result.err.count("\n") == 1
+
+
 def test_a_cut_text_says_so_and_minus_one_goes_on_to_the_end() -> None:
     cut = pipeinfer("generate", "-p", PROMPT, "--raw", "--temp", "0", "-n", "5")
     assert "was cut at 5 tokens: -n allows more" in cut.err

@@ -13,6 +13,7 @@ from tiny_models import MODELS, Tiny, build
 from pipeinfer_cpp.cli import run
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.memory import Memory
+from pipeinfer_cpp.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_inspect_tells_of_a_pair_whether_it_fits(capfd: pytest.CaptureFixture[st
         f'[pair.odd]\ndescription = "Odd"\ntarget = {{ path = "{TARGET}" }}\ndraft = {{ path = "{tiny}" }}\n'
     )
     out = said(capfd, "models", "inspect", "odd", "--models", models)
-    assert "Odd" in out and "The pair does not fit: tiny.gguf" in out
+    assert "Odd" in out and "These two models do not fit together: tiny.gguf" in out
 
 
 def test_list_shows_all_pairs_and_what_is_here(
@@ -132,3 +133,35 @@ def test_inspect_says_that_a_model_does_not_fit(
     monkeypatch.setenv("COLUMNS", "300")
     out = said(capfd, "models", "inspect", tiny, "--stages", "2")
     assert "It does not fit: tiny.gguf with a context of" in out and "of this machine" in out
+
+
+def test_what_slice_has_cut_is_what_the_first_start_uses(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPEINFER_CACHE", str(tmp_path / "cache"))
+    kept = [Path(line) for line in said(capfd, "slice", tiny, "--stages", "2").split()]
+    assert [path.parent for path in kept] == [tmp_path / "cache" / "slices"] * 2
+    before = [path.stat() for path in kept]
+    with Pipeline.local(target=tiny, stages=2) as p:
+        assert p.generate("Hello", max_tokens=2).wait().n_generated
+    assert [path.stat().st_ino for path in kept] == [stat.st_ino for stat in before]
+    assert [path.stat().st_mtime_ns for path in kept] == [stat.st_mtime_ns for stat in before]
+    assert len(list((tmp_path / "cache" / "slices").glob("*.gguf"))) == 2
+
+
+def test_slices_go_to_another_disk_too(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linked = [Path(line) for line in said(capfd, "slice", tiny, "--stages", "2", "-o", tmp_path).split()]
+    assert said(capfd, "slice", tiny, "--stages", "2", "-o", tmp_path).split() == [str(path) for path in linked]
+    texts = [path.read_bytes() for path in linked]
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    copied = tmp_path / "other"
+    copied.mkdir()
+    paths = said(capfd, "slice", tiny, "--stages", "2", "-o", copied).split()
+    assert [Path(path).read_bytes() for path in paths] == texts
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*(path.name for path in linked), "other"])

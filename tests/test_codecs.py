@@ -73,7 +73,7 @@ def test_q4_keeps_outliers_out_of_the_blocks() -> None:
 def test_what_overflows_f16_is_refused(value: float) -> None:
     x = hidden(1, 64, outliers=1.0)
     x[0, 5] = value
-    with pytest.raises(UserError, match=r"does not fit --wire f16.*bf16"):
+    with pytest.raises(UserError, match=r"does not fit wire f16.*bf16"):
         codec("f16", 64).encode(x)
     x[0, 5] = 65503.0
     codec("f16", 64).encode(x)
@@ -83,7 +83,7 @@ def test_what_overflows_f16_is_refused(value: float) -> None:
 def test_f16_gives_no_advice_for_what_no_codec_carries(value: float) -> None:
     x = hidden(1, 64, outliers=1.0)
     x[0, 5] = value
-    with pytest.raises(UserError, match=r"not a finite number, which --wire f16 cannot carry.*damaged"):
+    with pytest.raises(UserError, match=r"not a finite number, which wire f16 cannot carry.*damaged"):
         codec("f16", 64).encode(x)
 
 
@@ -100,7 +100,7 @@ def test_bytes_of_a_row() -> None:
 
 
 def test_unknown_names_and_odd_widths() -> None:
-    with pytest.raises(UserError, match=r"--wire q5 is not one of f32, f16, bf16, q8, q4\."):
+    with pytest.raises(UserError, match=r"wire q5 is not one of f32, f16, bf16, q8, q4\."):
         codec("q5", 64)
     with pytest.raises(UserError, match="multiple of 32"):
         codec("q8", 48)

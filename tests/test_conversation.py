@@ -11,6 +11,7 @@ from tiny_models import CHATML
 
 from pipeinfer_cpp.chat_template import ChatTemplate
 from pipeinfer_cpp.conversation import Conversation
+from pipeinfer_cpp.engine.cached import Past, Span
 from pipeinfer_cpp.errors import UserError
 
 HELLO, HALF = 300, 301
@@ -277,3 +278,22 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 def test_a_template_that_does_not_work_is_one_sentence(source: str) -> None:
     with pytest.raises(UserError, match="chat template"):
         ChatTemplate(source).render([{"role": "user", "content": "Hi"}])
+
+
+def test_a_saved_conversation_keeps_how_it_was_computed(tmp_path: Path) -> None:
+    c = conversation()
+    tokens = turn(c, "Hi")
+    c.past = Past((*tokens, HELLO), (Span(0, len(tokens), False), Span(len(tokens), len(tokens) + 1, True)), 8)
+    c.save(tmp_path / "c.json")
+    again, other = conversation(), conversation(model="another")
+    again.load(tmp_path / "c.json")
+    other.load(tmp_path / "c.json")
+    assert again.past == c.past and other.past is None
+    saved = json.loads((tmp_path / "c.json").read_text())
+    for broken in ({"tokens": [400], "spans": [[0, 1, False]], "chunk": 8}, {"tokens": [1]}):
+        (tmp_path / "b.json").write_text(json.dumps({**saved, "past": broken}))
+        again.load(tmp_path / "b.json")
+        assert again.past is None and again.n_turns == 1
+    again.load(tmp_path / "c.json")
+    again.reset()
+    assert again.past is None, "a new conversation's file has nothing of the old one"

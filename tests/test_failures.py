@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_helpers import COMMAND, ENV, left_by
 from pipeline_helpers import DRAFT, GREEDY, PROMPT, ROOT, TARGET, alive, local, text_of, until, worker_pids
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
@@ -198,6 +199,7 @@ def test_no_process_outlives_its_coordinator(how: signal.Signals, capfd: pytest.
     process.send_signal(how)
     took = until(lambda: not any(alive(pid) for pid in workers), 2)
     process.wait(5)
+    until(lambda: not left_by(process.pid), 2)  # its folder too
     process.stdout.close()
     capfd.readouterr()
     print(f"{how.name}: workers gone after {1000 * took:.0f} ms")
@@ -291,3 +293,26 @@ def test_closing_within_a_generation_ends_whoever_waits() -> None:
         p.generate(PROMPT)
     with pytest.raises(PipeInferError):
         p.configure(mode="off")
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_ends_a_command_whose_stage_is_frozen(presses: int, tmp_path: Path) -> None:
+    what = ["generate", "--pair", "demo", "--stages", "2", "--mode", "off", "-n", "900", PROMPT]
+    log = tmp_path / "said"
+    with log.open("wb") as output:
+        process = subprocess.Popen([*COMMAND, *what], stdout=subprocess.PIPE, stderr=output, env=ENV)
+    assert process.stdout is not None
+    try:
+        process.stdout.read(5)
+        os.kill(max(worker_pids(process.pid)), signal.SIGSTOP)
+        began = time.monotonic()
+        for _ in range(presses):
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 130
+        assert time.monotonic() - began < 7
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert "Traceback" not in log.read_text() and not left_by(process.pid)

@@ -114,10 +114,10 @@ def test_a_machine_that_tells_nothing_limits_nothing(long: Model) -> None:
 
 def test_a_context_that_does_not_fit_names_one_that_does(long: Model) -> None:
     small = fit(long, machine(0.2))
-    words = r"long.gguf with a context of 1,048,576 tokens needs .* of m, .*: --ctx-size \d+ fits\.$"
+    words = r"long.gguf with a context of 1,048,576 tokens needs .* of m, .*: ctx=\d+ fits\.$"
     with pytest.raises(UserError, match=words) as error:
         small.choose(0, 1 << 20)
-    fitting = int(str(error.value).split()[-2])
+    fitting = int(str(error.value).replace("=", " ").split()[-2])
     assert small.choose(fitting, 1 << 20) == (fitting, None)
     with pytest.raises(UserError):
         small.choose(fitting + 256, 1 << 20)
@@ -127,10 +127,10 @@ def test_another_split_that_fits() -> None:
     model = Model(Source.open(TARGET))
     need = [n.total / GB for n in fit(model, machine(1), machine(1, "b")).stages(1024)]
     uneven = fit(model, machine(need[0] - 0.005, "a"), machine(need[1] + 0.1, "b"))
-    with pytest.raises(UserError, match=r"of a, which can give .* MB: --split 0\.\d+,0\.\d+ fits\.$") as error:
+    with pytest.raises(UserError, match=r"of a, which can give .* MB: split=0\.\d+,0\.\d+ fits\.$") as error:
         uneven.choose(None, 1024)
     split = str(error.value).split()[-2]
-    shares = [float(share) for share in split.split(",")]
+    shares = [float(share) for share in split.removeprefix("split=").split(",")]
     assert replace(uneven, ranges=split_by_shares(shares, 12)).fits(1024)
 
 

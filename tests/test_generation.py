@@ -6,6 +6,8 @@ import asyncio
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -214,8 +216,8 @@ def test_numbers_of_every_kind(p: Pipeline, text: str, sampling: Any) -> None:
     ("options", "kind", "match"),
     [
         ({"sampling": {"seed": 2**64}}, UserError, "seed"),
-        ({"sampling": {"seed": -1}}, UserError, "seed"),
-        ({"sampling": {"top_k": 2**70}}, UserError, "top-k"),
+        ({"sampling": {"seed": -2}}, UserError, "seed"),
+        ({"sampling": {"top_k": 2**70}}, UserError, "top_k"),
         ({"sampling": {"temp": float("nan")}}, UserError, "temp"),
         ({"sampling": {"temp": "hot"}}, TypeError, "temp"),
         ({"sampling": {"warmth": 1}}, TypeError, "warmth"),
@@ -285,3 +287,60 @@ def test_a_forked_child_leaves_its_parent_s_pipeline_alone(text: str) -> None:
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+
+def test_a_task_that_is_cancelled_or_out_of_time_ends_its_generation(p: Pipeline, text: str) -> None:
+    begun: list[Generation] = []
+
+    async def read() -> None:
+        begun.append(begin(p, 900))
+        async for _token in begun[-1]:
+            pass
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(read(), 0.3)
+
+    asyncio.run(cancelled())
+    for generation in begun:
+        assert generation.wait(3).finish_reason == "cancelled" and generation.wait().n_generated
+    works(p, text)
+
+
+def test_many_threads_begin_and_one_gets_it(p: Pipeline, text: str) -> None:
+    def one() -> str:
+        try:
+            return begin(p).wait().text
+        except PipeInferError as error:
+            return str(error)
+
+    out: list[str] = []
+    threads = [threading.Thread(target=lambda: out.append(one())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert out.count(text) >= 1 and all(said == text or "under way" in said for said in out) and len(out) == 8
+    works(p, text)
+
+
+def test_an_interpreter_that_ends_without_close_leaves_nothing() -> None:
+    """In the middle of a generation, with a reader in another thread."""
+    code = (
+        "import contextlib, threading; from pipeline_helpers import *; from pipeinfer_cpp import PipeInferError\n"
+        "p = local(stages=2, draft=None); g = p.generate(PROMPT, max_tokens=900)\n"
+        "def read():\n    with contextlib.suppress(PipeInferError):\n        list(iter(g))\n"
+        "threading.Thread(target=read, daemon=True).start()\n"
+        "next(g); print(*worker_pids())"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    until(lambda: not any(alive(pid) for pid in pids), 5)

@@ -86,7 +86,7 @@ def test_all_slices_and_the_hash_take_one_pass(source: Source, monkeypatch: pyte
     assert said == {i: (slice_plan(source, *layers).data_bytes,) * 2 for i, layers in enumerate(ranges)}
     for layers, path in zip(ranges, paths, strict=True):
         alone = path.parent.parent / "alone.gguf"
-        write_slice(slice_plan(source, *layers), alone)
+        write_slice(slice_plan(source, *layers), alone, source_sha256=source.sha256())
         assert alone.read_bytes() == path.read_bytes()
     reads.bytes = 0
     assert cached_slices(source, [(1, 3), (0, 4), (0, 1)]) == [paths[1], source.path, paths[0]]

@@ -88,7 +88,7 @@ def test_an_even_split_moves_to_the_nearest_that_fits_and_says_why(tmp_path: Pat
 
 def test_a_typed_split_is_refused_with_the_nearest_that_fits(tmp_path: Path) -> None:
     source = source_of("qwen35-interval-4", tmp_path)
-    with pytest.raises(UserError, match=r"cannot be cut at 0-10,11: .* Use --layers 0-9,10-11") as caught:
+    with pytest.raises(UserError, match=r"cannot be cut at 0-10,11: .* Use layers=0-9,10-11") as caught:
         check_split(source, [(0, 11), (11, 12)])
     assert "\n" not in str(caught.value)
 
@@ -98,7 +98,7 @@ def test_a_pipeline_warns_of_a_split_that_was_moved(tmp_path: Path) -> None:
     plan = make_plan(Options(target=str(path), stages=2, mode="off"))
     assert plan.ranges == [(0, 8), (8, 12)]
     assert any("divided 0-7,8-11, not 0-5,6-11" in warning for warning in plan.warnings)
-    with pytest.raises(UserError, match="Use --layers 0-7,8-11"):
+    with pytest.raises(UserError, match="Use layers=0-7,8-11"):
         make_plan(Options(target=str(path), stages=2, mode="off", layers="0-6,7-11"))
 
 

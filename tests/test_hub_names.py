@@ -179,7 +179,7 @@ def test_generate_fetches_and_the_hint_names_a_draft(pipeinfer, hub: Hub) -> Non
     hub.requests.clear()
     out, err = pipeinfer(*args, "--target", "maker/demo-GGUF")
     assert "Fetching maker/demo-GGUF/demo-Q8_0.gguf (45 MB) from Hugging Face." in err and len(hub.gets) == 1
-    assert "is on this machine and has the same vocabulary: --draft " in err and out
+    assert "is on this machine and has the same vocabulary: use it as the draft with --draft " in err and out
     hub.requests.clear()
     again, err = pipeinfer(*args, "--target", "maker/demo-GGUF", "--draft", "maker/little-GGUF:Q4_K_M")
     assert not hub.requests and again == out and "vocabulary" not in err and "acceptance" in err
@@ -213,7 +213,7 @@ def test_a_draft_that_another_pair_needs_stays(pipeinfer, tmp_path: Path) -> Non
     out, _ = pipeinfer("models", "rm", "a", *given)
     assert out.splitlines() == ["maker/little-GGUF/little-Q4_K_M.gguf stays: b needs it.", "Freed 45 MB."]
     _, said = pipeinfer("models", "rm", "own", *given, code=2)
-    assert "remove them yourself" in said and TARGET.exists()
+    assert "delete them yourself" in said and TARGET.exists()
 
 
 # --------------------------------------------------------------------------------------------- slices
@@ -243,7 +243,7 @@ def test_prune(pipeinfer, tmp_path: Path) -> None:  # type: ignore[no-untyped-de
     assert not slices[0].with_suffix(".json").exists()
     pipeinfer("models", "prune", "--all", **env)
     assert not list((cache / "slices").glob("*.gguf"))
-    assert pipeinfer("models", "prune", **env)[0] == "Freed 0 kB; 0 kB of slices stay.\n"
+    assert pipeinfer("models", "prune", **env)[0] == "Freed 0 kB; 0 kB of slices remain.\n"
 
 
 def test_using_a_slice_makes_it_young(tmp_path: Path) -> None:

@@ -68,5 +68,5 @@ def test_a_hybrid_draft_of_a_target_that_is_none(tmp_path: Path) -> None:
 
 def test_side_branches_are_refused(tmp_path: Path) -> None:
     target = speaking(tmp_path / "target.gguf", "qwen35")
-    with pytest.raises(UserError, match="--branches 1"):
+    with pytest.raises(UserError, match="branches=1"):
         Pipeline.local(target=target, draft=target, branches=3, ctx=512)

@@ -56,8 +56,9 @@ def test_wheel_of_the_checkout_is_the_same(tmp_path: Path, wheel: zipfile.ZipFil
 
 def test_wheel_holds_the_package(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    sources = (path for path in (ROOT / "pipeinfer_cpp").rglob("*") if path.suffix in (".py", ".md", ".gguf"))
+    sources = (path for path in (ROOT / "pipeinfer_cpp").rglob("*") if path.suffix in (".py", ".md", ".gguf", ".typed"))
     assert {path.relative_to(ROOT).as_posix() for path in sources} <= names
+    assert "pipeinfer_cpp/py.typed" in names
     assert len(wheel.namelist()) == len(names)
     strange = [n for n in names if not re.match(r"pipeinfer_cpp(-[\d.]+\.dist-info)?/", n)]
     assert not strange and not [n for n in names if "__pycache__" in n or ".part" in n or "/tests/" in n]

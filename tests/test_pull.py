@@ -114,7 +114,7 @@ def test_a_broken_connection_is_taken_up_again_at_once(hub: Hub, capfd: pytest.C
 
 def test_the_second_pull_goes_on(hub: Hub, home: Path) -> None:
     hub.breaks = [700_000] + [0] * 5  # then nothing more, as often as the client tries
-    said = r"toy\.gguf could not be fetched .* Try again: what has arrived is kept\.$"
+    said = r"toy\.gguf could not be fetched .* Try again: the download continues where it stopped\.$"
     with pytest.raises(PipeInferError, match=said):
         pull(FILE)
     assert nothing_passes_for_whole(home)
@@ -197,7 +197,7 @@ def test_a_hub_that_is_not_found_is_said_in_plain_words(monkeypatch: pytest.Monk
     from pipeinfer_cpp.models.hub import find
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
-    said = r"^a/b could not be fetched \(Hugging Face at hub\.invalid is not found: "
+    said = r"^a/b could not be fetched \(Hugging Face at hub\.invalid cannot be found: "
     with pytest.raises(PipeInferError, match=said) as caught:
         find("a/b:c")
     assert "Errno" not in str(caught.value) and "pull" not in str(caught.value)

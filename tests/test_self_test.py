@@ -6,8 +6,10 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,11 @@ from pipeinfer_cpp.gguf.kinds import Sample, samples_of
 from pipeinfer_cpp.llama import selftest
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.node_values import NodeValues
-from pipeinfer_cpp.llama.selftest import Found, examine
+from pipeinfer_cpp.llama.selftest import Found, bent, examine
+from pipeinfer_cpp.net.messages import ContextOptions, LoadSlice, ModelRef
 from pipeinfer_cpp.workers import probe as probe_module
 from pipeinfer_cpp.workers.probe import Setup, _cut, probe
+from pipeinfer_cpp.workers.slice_runner import SliceRunner
 
 EXACT = Setup("q8_0", True, 1, 0, 1024, 8, True)
 ROWS = Setup("f16", False, 1, 0, 1024, 8, True)
@@ -356,3 +360,46 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatc
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "probes").write_text("no folder")
     assert probe(source, (0, 6), path, EXACT, lambda *_: None)[1] == 8
+
+
+def test_a_slice_sets_the_level_and_where_they_are_off_the_bend_of_its_samples() -> None:
+    samples = {1: 0.01, 2: 0.012, 4: 0.016, 8: 0.024}
+    assert bent(samples, {1: 0.1, 4: 0.19}) == (pytest.approx({1: 0.1, 2: 0.12, 4: 0.16, 8: 0.24}), False)
+    assert bent(samples, {1: 0.1}) == (pytest.approx({1: 0.1, 2: 0.12, 4: 0.16, 8: 0.24}), False)
+    assert bent(samples, {1: 0.1, 4: 0.22}) == (pytest.approx({1: 0.1, 2: 0.14, 4: 0.22, 8: 0.38}), True)
+    assert bent(samples, {1: 0.1, 4: 0.1}) == (pytest.approx({1: 0.1, 2: 0.1, 4: 0.1, 8: 0.1}), True)
+    assert bent({1: 0.01, 2: 0.01, 4: 0.01}, {1: 0.1, 4: 0.4}) == (pytest.approx({1: 0.1, 2: 0.2, 4: 0.4}), True)
+
+
+def test_times_from_a_busy_machine_are_neither_believed_nor_kept(
+    tests: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wide runs were disturbed when the sample was looked at, single rows were not."""
+
+    def disturbed(context: SliceContext, *args: Any, **more: Any) -> Found:
+        found = examine(context, *args, **more)
+        return Found(found.safe, {w: s if w == 1 else 6 * s for w, s in found.seconds.items()})
+
+    def start() -> float:
+        """What the stage says that four rows cost, in rows."""
+        options = ContextOptions(n_ctx=1024, n_seq=1, chunk=64, threads=1)
+        model = ModelRef(str(TARGET), Source.open(TARGET).sha256())
+        load = LoadSlice(model, 0, 1, 0, 12, options, exact=True, max_rows=8)
+        runner = SliceRunner(load, str(TARGET), lambda *_: None)
+        runner.close()
+        return runner.loaded.curve[4] / runner.loaded.curve[1]
+
+    true = start()
+    probes = tmp_path / "cache" / "probes"
+    shutil.rmtree(probes)
+    with monkeypatch.context() as busy:
+        busy.setattr(probe_module, "examine", disturbed)
+        assert start() < 2.5 * true
+    kept = sorted(probes.glob("*.json"))
+    assert kept  # once a day is enough
+    for record in kept:
+        os.utime(record, (time.time() - 2 * 86400,) * 2)
+    start()
+    assert not list(probes.glob("*.json"))
+    before = len(tests)
+    assert start() < 2.5 * true and len(tests) > before

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeinfer_cpp.engine import CostCurve, Settings
 from pipeinfer_cpp.lab import recording
-from pipeinfer_cpp.lab.limits import limits
+from pipeinfer_cpp.lab.limits import Limits, limits
 from pipeinfer_cpp.lab.simulation import Task, Virtual, guessed
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sim.worlds import independent
@@ -67,12 +69,23 @@ def test_a_recording(tmp_path: Path) -> None:
 
 
 def test_the_limits_by_hand() -> None:
-    found = limits([CostCurve.linear(0.02, 0.006)] * 4, [LinkSpeed(latency_ms=1)] * 5, 100, 0.004, 0.5, 8)
-    assert found.plain == pytest.approx(1 / 0.085)
-    assert found.pipeline == pytest.approx(8 / 0.062) and found.draft == pytest.approx(250 + 1 / 0.085)
-    assert found.acceptance == pytest.approx(2 / 0.085) == found.bound
-    slow = limits([CostCurve.linear(0.001)] * 2, [LinkSpeed(mbit=1)] * 3, 1160, 0.004, None, 4)
+    def found(*args: Any, n: int = 1 << 40, ahead: int = 0) -> Limits:
+        return limits(*args, n_tokens=n, ahead=ahead)
+
+    four = [CostCurve.linear(0.02, 0.006)] * 4, [LinkSpeed(latency_ms=1)] * 5, 100, 0.004, 0.5, 8
+    long = found(*four)
+    assert long.plain == pytest.approx(1 / 0.085)
+    assert long.pipeline == pytest.approx(8 / 0.062) and long.draft == pytest.approx(250 + 1 / 0.085)
+    assert long.acceptance == pytest.approx(2 / 0.085) == long.bound
+    slow = found([CostCurve.linear(0.001)] * 2, [LinkSpeed(mbit=1)] * 3, 1160, 0.004, None, 4)
     assert slow.pipeline == pytest.approx(100) and slow.acceptance is None
+    # Of 101 tokens 50 may be drafted during the prompt: only the last stage has computed none of them.
+    short = found(*four, n=101, ahead=50)
+    assert short.pipeline == pytest.approx(8 / 0.062) and short.draft == pytest.approx(long.draft * 100 / 49)
+    uneven = [CostCurve.linear(0.04), CostCurve.linear(0.001)]
+    steps = found(uneven, [LinkSpeed()] * 3, 0, 0.004, None, 1, n=101, ahead=50)
+    assert steps.pipeline == pytest.approx(50)
+    assert found(*four, n=20, ahead=50).draft is None
 
 
 @pytest.mark.parametrize("branches", [1, 4])
@@ -84,8 +97,33 @@ def test_a_limit_is_one(branches: int, further: float, draft_s: float) -> None:
     for a in (0.2, 0.5, 0.8):
         task = Task(independent(330, a, 1, second_hit=0.9), 64, 240)
         reached = Virtual(curves, links, 4096, draft_s).run(task, Settings(n_ctx=400, max_rows=16, branches=branches))
-        bound = limits(curves, links, 4096, draft_s, guessed([task], branches > 1), 16).bound
+        right = guessed([task], branches > 1)
+        bound = limits(curves, links, 4096, draft_s, right, 16, n_tokens=240, ahead=64).bound
         assert (0.3 if branches == 1 else 0.0) * bound < reached.tokens_per_s <= bound
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_engine_beats_the_limits_of_any_cluster(seed: int) -> None:
+    """Long prompts during which all of a short text is drafted, drafts that are always right, slow wires, a first
+    stage ten times as slow as the last."""
+    rng = random.Random(seed)
+    n_stages = rng.randrange(1, 7)
+    curves = [CostCurve.linear(rng.choice((0.001, 0.01, 0.1)), rng.choice((0.0, 0.001, 0.02))) for _ in range(n_stages)]
+    links = [LinkSpeed(rng.choice((0, 1, 10, 1000)), rng.choice((0, 0.1, 30))) for _ in range(n_stages + 1)]
+    row_bytes, max_rows = rng.choice((64, 8192)), rng.choice((1, 4, 16))
+    draft_s = rng.choice((0.0005, 0.005, 0.05, 0.5))
+    n_prompt, n_tokens, branches = rng.randrange(1, 300), rng.randrange(3, 160), rng.choice((1, 1, 4))
+    a = rng.choice((0.0, 0.5, 0.9, 1.0))
+    task = Task(independent(n_prompt + n_tokens + 20, a, seed, second_hit=0.9), n_prompt, n_tokens)
+    for mode in ("async", "sync", "off"):
+        settings = Settings(mode=mode, n_ctx=600, max_rows=max_rows, branches=branches, draft_max=rng.randrange(1, 16))
+        reached = Virtual(curves, links, row_bytes, draft_s).run(task, settings)
+        found = limits(
+            curves, links, row_bytes, draft_s, guessed([task], branches > 1), max_rows,
+            n_tokens=n_tokens, ahead=settings.max_ahead,
+        )  # fmt: skip
+        bound = found.plain if mode == "off" else found.bound
+        assert reached.tokens_per_s <= bound * (1 + 1e-9), (mode, found)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from pipeline_helpers import (
 )
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.gguf import Source, slice_plan, write_slice
 from pipeinfer_cpp.machine import Share, cores
 from pipeinfer_cpp.net.messages import PROTOCOL, Cancel, Refuse, RunHeader, Stretch, Welcome
 
@@ -64,7 +66,7 @@ def test_one_coordinator_after_another(pair: list[HandStage]) -> None:
             assert (first.text, text_of(p, PROMPT + " lived in")) == expected
             assert set(first.memory_mb) >= {"stage-0", "stage-1"}
             assert p.driver.held == {f"stage-{i}": (len(p.driver.engine.slots[0].cached) - 1, -1) for i in (0, 1)}
-    assert pair[0].said.count("a coordinator has come") >= 2
+    assert pair[0].said.count("a coordinator has connected") >= 2
     assert all(s.process.poll() is None for s in pair)
 
 
@@ -310,3 +312,49 @@ def test_a_stage_whose_reader_went_away_serves_on() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_an_address_of_runs_where_nobody_listens() -> None:
+    with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp") as folder:
+        address = f"ipc://{folder}/s"
+        command = [sys.executable, "-m", "pipeinfer_cpp", "stage", "--listen", address, "--target", str(TARGET)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+        try:
+            until(lambda: Path(folder, "sr").exists(), 20)
+            with local(stages=[address], draft=None) as p:  # as it should be
+                text_of(p, n=2)
+            os.unlink(f"{folder}/sr")
+            with pytest.raises(UserError, match=rf"Stage 0 .*{folder}/s is ready, but nobody answers .*{folder}/sr"):
+                local(stages=[address], draft=None)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_stages_that_have_only_their_slices(tmp_path: Path) -> None:
+    """The text is that of stages with the whole model, and a slice of other layers or another model is refused."""
+    source = Source.open(TARGET)
+    slices = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
+    for path, layers in zip(slices, [(0, 6), (6, 12)], strict=True):
+        write_slice(slice_plan(source, *layers), path, source_sha256=source.sha256())
+    other = Source.open(DRAFT)
+    write_slice(slice_plan(other, 0, 2), tmp_path / "other.gguf", source_sha256=other.sha256())
+    with local(stages=2, draft=None) as p:
+        expected = text_of(p)
+    cache = str(tmp_path / "cache")
+    given = [*slices, tmp_path / "other.gguf"]
+    stages = [HandStage(tmp_path / f"{path.stem}.log", path, PIPEINFER_CACHE=cache) for path in given]
+    try:
+        a, b, c = (stage.listen().address for stage in stages)
+        with local(stages=[a, b], draft=None) as p:
+            assert text_of(p) == expected
+        assert not list(Path(cache).glob("slices/*"))
+        assert until(lambda: is_free(stages[0]) and is_free(stages[1]), 3) < 3
+        with pytest.raises(UserError, match=r"\.gguf has layers .*, but this stage is asked for .*: .*--layers"):
+            local(stages=[b, a], draft=None)
+        assert until(lambda: is_free(stages[1]), 3) < 3
+        with pytest.raises(UserError, match=r"other\.gguf \(a slice of another model"):
+            local(stages=[c, b], draft=None)
+    finally:
+        for stage in stages:
+            stage.close()

@@ -15,6 +15,7 @@ from pipeline_helpers import TARGET
 from pipeinfer_cpp.engine.run import Row
 from pipeinfer_cpp.engine.sequences import MAIN, Op, cp, rm
 from pipeinfer_cpp.gguf import Source
+from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import lib
 from pipeinfer_cpp.net.messages import ContextOptions, LoadSlice, ModelRef, RunHeader, Stretch, TurnStart
 from pipeinfer_cpp.sampling import Sampling
@@ -174,3 +175,21 @@ def test_operations_of_one_header_come_in_order(bench: Bench) -> None:
     ops: list[Op] = [cp(MAIN, 1, 0, 8), rm(MAIN, 5), cp(1, MAIN, 5, 7), rm(1, 0)]
     bench.execute(ops=ops)
     assert bench.runner.held() == (6, -1, -1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_load_can_be_stopped(share: float) -> None:
+    """A stage's session ends while its slice is loaded: `report` raises."""
+    seen: list[float] = []
+
+    def stop(now: float) -> None:
+        seen.append(now)
+        if now >= share:
+            raise KeyError("the session is over")
+
+    with pytest.raises(KeyError, match="the session is over"):
+        SliceContext(TARGET, progress=stop)
+    assert share <= seen[-1] < 1.0
+    shares: list[float] = []
+    SliceContext(TARGET, progress=shares.append).close()
+    assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 3

@@ -30,7 +30,7 @@ def test_however_the_text_comes(size: int) -> None:
 
 
 def test_a_template_that_opens_the_tag_itself() -> None:
-    thinking = Thinking("{{ '<think>\\n' }}{% if enable_thinking %}")
+    thinking = Thinking("{{ '<think>\\n' }}{% if enable_thinking %}{% endif %}")
     thinking.begin("<|im_start|>assistant\n<think>\n")
     assert joined(thinking, ["hm", "</think>", "Yes"]) == [Part("hm", True), Part("Yes", False)]
     thinking.begin("<think>\n\n</think>\n\n")
@@ -50,3 +50,9 @@ def test_a_model_that_does_not_think_may_write_tags() -> None:
     thinking = Thinking("{{ messages }}")
     thinking.begin("")
     assert joined(thinking, ["<think>x</think>"]) == [Part("<think>x</think>", False)] and thinking.switch is None
+
+
+def test_a_switch_is_a_variable_and_no_other_word() -> None:
+    assert Thinking("{% set enable_thinking = enable_thinking | default(true) %}").switch == "enable_thinking"
+    for other in ("Mind your thinking.", "{% if message.thinking %}{% endif %}", "{{ message['thinking'] }}"):
+        assert Thinking(other + "{% for message in messages %}{{ message.content }}{% endfor %}").switch is None

@@ -129,7 +129,7 @@ def test_what_is_no_trace(tmp_path: Path, text: str) -> None:
         (["TRACE", "-o", "x.gif"], "must end in"),
         (["TRACE", "-o", "/nowhere/x.html"], "folder does not exist"),
         (["TRACE", "--from", "2", "--to", "1"], "--from and --to"),
-        (["TRACE", "--from", "1000"], "--from 1000 is beyond the trace's end"),
+        (["TRACE", "--from", "1000"], "--from 1000 is beyond the end of the trace"),
     ],
 )
 def test_bad_input(traced: tuple[Path, Result], args: list[str], sentence: str) -> None:

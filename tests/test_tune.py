@@ -1,4 +1,4 @@
-"""`pipeinfer tune`: settings found by short runs, judged by others, kept by pair and machines."""
+"""`pipeinfer tune`: settings found by short runs, judged by others, saved for a pair and machines."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_search_on_an_emulated_cluster(tmp_path: Path) -> None:
     ("args", "sentence"),
     [
         (["--pair", "demo-plain"], "nothing to tune"),
-        (["--target", "x.gguf"], "kept by pair"),
+        (["--target", "x.gguf"], "saved for a pair"),
         (["--prompts", "3"], "--prompts must be between 4"),
     ],
 )

@@ -12,6 +12,26 @@ from pipeinfer_cpp.llama.vocabulary import Vocabulary
 EOS = 2
 
 
+def test_a_prompt_that_begins_with_the_start_token_has_one(tmp_path: Path) -> None:
+    path = tmp_path / "begins.gguf"
+    writer = GGUFWriter(str(path), "llama")
+    _add_hyperparameters(writer, Tiny())
+    _add_vocabulary(writer, Tiny())
+    del writer.kv_data[0]["tokenizer.ggml.add_bos_token"]
+    writer.add_add_bos_token(True)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    vocabulary = Vocabulary(path)
+    start = vocabulary.name(vocabulary.bos)
+    plain = vocabulary.tokenize("and the", begin=True)
+    assert plain[0] == vocabulary.bos and vocabulary.bos not in plain[1:]
+    assert vocabulary.tokenize(start + "and the", begin=True) == plain
+    assert vocabulary.tokenize(start + start + "and the", begin=True) == [vocabulary.bos, *plain]
+    assert vocabulary.tokenize(start + start) == [vocabulary.bos] * 2  # no start is asked for
+    vocabulary.close()
+
+
 def test_no_end_token_behind_a_prompt(tmp_path: Path) -> None:
     path = tmp_path / "ends.gguf"
     writer = GGUFWriter(str(path), "llama")

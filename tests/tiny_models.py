@@ -42,6 +42,8 @@ class Tiny:
     tensors: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     extra_tokens: int = 0
     seed: int = 1
+    name: str = ""
+    chat_template: str | None = CHATML
 
 
 MODELS = {
@@ -115,13 +117,14 @@ def _add_vocabulary(writer: GGUFWriter, tiny: Tiny) -> int:
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHATML)
+    if tiny.chat_template is not None:
+        writer.add_chat_template(tiny.chat_template)
     return len(tokens)
 
 
 def _add_hyperparameters(writer: GGUFWriter, tiny: Tiny) -> None:
     writer.add_type("model")
-    writer.add_name(f"tiny {tiny.arch}")
+    writer.add_name(tiny.name or f"tiny {tiny.arch}")
     writer.add_file_type(int(tiny.kind))
     writer.add_context_length(512)
     writer.add_embedding_length(tiny.n_embd)

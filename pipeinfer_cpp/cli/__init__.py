@@ -28,8 +28,9 @@ def run(args: Sequence[str]) -> int:
     """Run one command line. Returns its exit code: 0, 1 for a failure, 2 for bad input, 128 + n for signal n."""
     try:
         from pipeinfer_cpp.cli.signals import ending_on_signals
+        from pipeinfer_cpp.errors import naming_options
 
-        with ending_on_signals():
+        with ending_on_signals(), naming_options():
             try:
                 return _invoke(args)
             except SystemExit as ended:
@@ -80,7 +81,7 @@ def _explain(error: Exception, args: Sequence[str]) -> int:
     if isinstance(error, PipeInferError):
         text, code = str(error), error.exit_code
     elif isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
-        text, code = "There is text on the command line that is not UTF-8.", 2
+        text, code = "The command line contains text that is not UTF-8.", 2
     elif usage is not None:
         from pipeinfer_cpp.cli.spelling import usage_line
 
@@ -90,7 +91,7 @@ def _explain(error: Exception, args: Sequence[str]) -> int:
     elif isinstance(error, OSError) and error.errno in _SURROUNDINGS:
         text, code = _refused(error), 1
     else:
-        text, code = f"This is a mistake in pipeinfer ({type(error).__name__}: {error}). {_reported(error, args)}", 1
+        text, code = f"This is a bug in pipeinfer ({type(error).__name__}: {error}). {_reported(error, args)}", 1
     text = f"Error: {' '.join(text.split())}"
     with contextlib.suppress(OSError):  # stderr may be on the full disk too
         if sys.stderr is not None and sys.stderr.isatty():
@@ -122,7 +123,7 @@ def _reported(error: Exception, args: Sequence[str]) -> str:
     from pipeinfer_cpp.cli.report import reports_dir, write_report
 
     try:
-        return f"What is known of it is in {write_report(error, args)}: please send that along when you tell of it."
+        return f"Details are in {write_report(error, args)}: please attach that file when you report it."
     except Exception as reason:
         why = getattr(reason, "strerror", None) or type(reason).__name__
-        return f"No report could be written to {reports_dir()} ({why}); with PIPEINFER_DEBUG=1 it is shown."
+        return f"No report could be written to {reports_dir()} ({why}); set PIPEINFER_DEBUG=1 to see the details."

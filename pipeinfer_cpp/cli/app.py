@@ -15,8 +15,8 @@ _DAILY, _MACHINES, _LAB = "Every day", "Several machines", "The lab"
 app = typer.Typer(
     name="pipeinfer",
     cls=Group,
-    help="Big models in slices on several llama.cpp processes, sped up by asynchronous pipelined speculation.",
-    epilog="`pipeinfer COMMAND --help` says more. --version: the versions.\n"
+    help="Run big models in slices on several llama.cpp processes, sped up by asynchronous pipelined speculation.",
+    epilog="`pipeinfer COMMAND --help` says more. --version prints the versions.\n"
     "--install-completion: Tab completes commands and options in your shell.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -50,21 +50,21 @@ def command() -> Any:
         return typer.main.get_command(app)
 
     def add(name: str, function: Any, panel: str, short: str, **more: Any) -> None:
-        app.command(name, short_help=short, rich_help_panel=panel, **more)(function)
+        app.command(name, short_help=short, rich_help_panel=panel, cls=Brief, **more)(function)
 
     examples = "pipeinfer chat --pair qwen3-8b\npipeinfer chat -m unsloth/Qwen3-4B-Instruct-2507-GGUF:Q4_K_M"
-    add("chat", chat.chat, _DAILY, "Chat with a model", cls=Brief, epilog=examples)
+    add("chat", chat.chat, _DAILY, "Chat with a model", epilog=examples)
     examples = 'pipeinfer generate "Why is the sky blue?"\necho "Why is the sky blue?" | pipeinfer generate -n -1'
     short = "One answer to one prompt, for scripts and pipes"
-    add("generate", generate.generate, _DAILY, short, cls=Brief, epilog=examples)
+    add("generate", generate.generate, _DAILY, short, epilog=examples)
     short = "List, inspect, fetch and remove models"
     app.add_typer(models.app, name="models", short_help=short, rich_help_panel=_DAILY)
-    add("doctor", doctor.doctor, _DAILY, "What is installed, and whether it works")
+    add("doctor", doctor.doctor, _DAILY, "Check what is installed and whether it works")
     add("stage", stage.stage, _MACHINES, "Serve a part of a model's layers from this machine")
     add("slice", slicing.cut, _MACHINES, "Cut a model ahead of its first start")
-    add("bench", bench.bench, _LAB, "Modes side by side on this cluster")
-    add("tune", tune.tune, _LAB, "The best settings for a pair on this cluster")
-    add("simulate", simulate.simulate, _LAB, "A cluster in virtual time, before it is bought")
-    add("verify", verify.verify, _LAB, "What rounding the hidden states changes")
+    add("bench", bench.bench, _LAB, "Compare modes side by side on this cluster")
+    add("tune", tune.tune, _LAB, "Find the best settings for a pair on this cluster")
+    add("simulate", simulate.simulate, _LAB, "Try a cluster in virtual time, before you buy it")
+    add("verify", verify.verify, _LAB, "Show what rounding the hidden states changes")
     add("trace", trace.trace, _LAB, "Draw what generate --trace has written")
     return typer.main.get_command(app)

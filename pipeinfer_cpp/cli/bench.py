@@ -34,7 +34,7 @@ def bench(
     ] = None,
     prompts: Annotated[int, typer.Option(help="How many of them.")] = 4,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens behind each.")] = 64,
-    rounds: Annotated[int, typer.Option(help="How often each is measured in each arm.")] = 2,
+    rounds: Annotated[int, typer.Option(help="How often each prompt is measured in each arm.")] = 2,
     sweep: Annotated[
         str | None,
         typer.Option(help='A grid: "stages=1,2,4 wire=f16,q8 link=1gbit,10mbit"; resumes from -o.', metavar="GRID"),
@@ -43,7 +43,8 @@ def bench(
         Path | None, typer.Option("--output", "-o", help="Write (and resume from) a JSON file.", metavar="FILE")
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Compare with an earlier -o; exit 1 when slower.", metavar="FILE")
+        Path | None,
+        typer.Option(help="Compare with an earlier -o; exit code 1 if slower.", metavar="FILE"),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the result (extra `plots`).", metavar="FILE.png")] = None,
     record: Annotated[
@@ -65,7 +66,7 @@ def bench(
     if not 8 <= max_tokens <= 4096:
         raise UserError("--max-tokens must be between 8 and 4096.")
     if baseline is not None and output is not None and baseline.resolve() == output.resolve():
-        raise UserError(f"--baseline and --output are both {output}: the result would replace what it is judged by.")
+        raise UserError(f"--baseline and --output are both {output}: the result would overwrite the baseline.")
     options = pipeline_options.options()
     chosen = find_suite(suite, prompt_file)
     arms = parse_arms(modes or "off,sync:4,async")
@@ -138,7 +139,7 @@ def _cell(
     with opened(options) as pipeline:
         usable = [arm for arm in arms if arm.mode == "off" or pipeline.plan.draft is not None]
         if not usable:
-            raise UserError("Without a draft there is only --modes off.")
+            raise UserError("Without a draft model only --modes off can be measured: give --draft.")
         tokens = tokens_of(pipeline, suite, prompts)
         with counting(name) as report:
             comparison = compare(
@@ -154,12 +155,12 @@ def _cell(
             from pipeinfer_cpp.lab.profile import write_profile
 
             write_profile(profile, pipeline)
-        if record is not None and pipeline.plan.draft is not None:
+        if record is not None and (drafting := pipeline.plan.draft) is not None:
             from pipeinfer_cpp.lab import recording
 
             plan = pipeline.plan
             found = recording.record(
-                plan.target.path, plan.draft.path, tokens, n, pipeline.vocabulary.eog, kv_type=pipeline.kv_type
+                plan.target.path, drafting.path, tokens, n, pipeline.vocabulary.eog, kv_type=pipeline.kv_type
             )
             recording.save(record, found)
     return comparison

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from pipeinfer_cpp.cli import parsing
+from pipeinfer_cpp.cli import completing, parsing
 from pipeinfer_cpp.cli.common import DEFAULT_PAIR, PipelineOptions, SamplingOptions
 from pipeinfer_cpp.cli.groups import with_options
+from pipeinfer_cpp.cli.spelling import nearest
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source
+from pipeinfer_cpp.template_of import template_of
 
 if TYPE_CHECKING:
-    from pipeinfer_cpp.chat_template import ChatTemplate
     from pipeinfer_cpp.llama.chat_templates import BuiltinTemplate
-    from pipeinfer_cpp.llama.vocabulary import Vocabulary
-    from pipeinfer_cpp.models import Pair
+    from pipeinfer_cpp.options import Options
 
 
 @with_options(PipelineOptions, SamplingOptions)
@@ -36,12 +35,19 @@ def chat(
     ] = False,
     chat_template: Annotated[
         str | None,
-        typer.Option(help="Another chat template than the model's: a Jinja file, or a name.", metavar="FILE|NAME"),
+        typer.Option(
+            help="Another chat template than the model's: a Jinja file, or a name.",
+            metavar="FILE|NAME",
+            autocompletion=completing.templates,
+        ),
     ] = None,
     kwargs: Annotated[
         str | None,
         typer.Option("--chat-template-kwargs", help="Variables of the template, as JSON.", metavar="JSON"),
     ] = None,
+    reasoning_budget: Annotated[
+        int, typer.Option(help="0: ask the model not to think, where its template can; -1: as it likes.", metavar="N")
+    ] = -1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest chat, or with number N.")] = False,
     number: Annotated[int | None, typer.Argument(metavar="[N]", help="Of --resume: 1 is the newest.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the answers, and errors.")] = False,
@@ -52,10 +58,10 @@ def chat(
     sampling = sampling_options.sampling()
     options = pipeline_options.options()
     if max_tokens < 1 and max_tokens != -1:
-        raise UserError("--max-tokens must be at least 1, or -1 for as many as there is room for.")
-    template, variables = _given_template(chat_template), _variables(kwargs)
-    if variables and template is not None and not isinstance(template, str):
-        raise UserError(f"The built-in chat template {chat_template} takes no --chat-template-kwargs.")
+        raise UserError("--max-tokens must be at least 1, or -1 for as many as fit into the context.")
+    if reasoning_budget not in (-1, 0):
+        raise UserError("--reasoning-budget is 0 (no thoughts) or -1 (as many as the model likes).")
+    template, variables = given_template(chat_template, kwargs)
     if number is not None and not resume:
         raise UserError(f"{number} is not an argument of its own: --resume {number} goes on with that chat.")
     from pipeinfer_cpp.cli.fetching import offer_to_pull, with_files
@@ -63,8 +69,7 @@ def chat(
     if options.pair is not None:
         offer_to_pull(options.pair, Path(options.models) if options.models else None)
     options = with_files(options)
-    if options.target is not None and Path(options.target).is_file():
-        template_of(Source.open(options.target), None, None, template, variables)  # said now, not after loading
+    _check_template(options, template, variables, may_think=reasoning_budget != 0)
 
     from pipeinfer_cpp.cli.chat_session import ChatSession
     from pipeinfer_cpp.cli.chat_settings import ChatSettings
@@ -87,6 +92,8 @@ def chat(
         settings = ChatSettings(
             pipeline, conversation, sampling, max_tokens=max_tokens, stop=stop, show_draft=show_draft
         )
+        if reasoning_budget == 0:
+            settings.set("think", "off")
         for warning in pipeline.warnings if not quiet else ():
             if "no speed-up" not in warning or first_time("no speed-up"):
                 warn(warning)
@@ -106,34 +113,35 @@ def chat(
         raise typer.Exit(1)
 
 
-def template_of(
-    target: Source,
-    pair: Pair | None,
-    vocabulary: Vocabulary | None,
-    given: str | BuiltinTemplate | None,
-    variables: dict[str, Any],
-) -> ChatTemplate | BuiltinTemplate:
-    """The one that was given (its Jinja text, or a built-in one), else the GGUF's, else the pair's.
-    Raises UserError when there is none."""
-    from pipeinfer_cpp.chat_template import ChatTemplate
-    from pipeinfer_cpp.llama.chat_templates import builtin_names
+def _check_template(
+    options: Options, given: str | BuiltinTemplate | None, variables: dict[str, Any], *, may_think: bool
+) -> None:
+    """Before anything is loaded or cut. Raises UserError where there is no template, or none that can be asked not
+    to think."""
+    from pipeinfer_cpp.cluster.choices import chosen_models
+    from pipeinfer_cpp.thinking import Thinking
 
-    if given is not None and not isinstance(given, str):
-        return given
-    text = given or target.chat_template or (pair.chat_template if pair else None)
-    if not text:
+    pair, target, _ = chosen_models(options)
+    if not target.is_file():
+        return  # opening says so
+    template = template_of(Source.open(target), pair, None, given, variables)
+    if not may_think and Thinking(template.source).switch is None:
         raise UserError(
-            f"{target.path.name} has no chat template: continue a text with `pipeinfer generate`, "
-            "give the model a pair with a chat_template in models.toml, or name one with --chat-template: "
-            f"a file, or one of {', '.join(builtin_names())}."
+            "--reasoning-budget 0 needs a chat template with a switch for thoughts (enable_thinking), and this "
+            "one has none: /think fold hides them."
         )
-    if vocabulary is None:
-        return ChatTemplate(text, variables=variables)
-    bos, eos = vocabulary.name(vocabulary.bos), vocabulary.name(vocabulary.eos)
-    return ChatTemplate(text, bos=bos, eos=eos, variables=variables)
 
 
-def _given_template(given: str | None) -> str | BuiltinTemplate | None:
+def given_template(given: str | None, kwargs: str | None) -> tuple[str | BuiltinTemplate | None, dict[str, Any]]:
+    """What --chat-template and --chat-template-kwargs say: a Jinja text or a built-in template, and its variables.
+    Raises UserError for what is neither."""
+    template, variables = _template_named(given), _variables(kwargs)
+    if variables and template is not None and not isinstance(template, str):
+        raise UserError(f"The built-in chat template {given} takes no --chat-template-kwargs.")
+    return template, variables
+
+
+def _template_named(given: str | None) -> str | BuiltinTemplate | None:
     """What --chat-template names. Raises UserError when it is nothing."""
     if given is None:
         return None
@@ -143,8 +151,8 @@ def _given_template(given: str | None) -> str | BuiltinTemplate | None:
     if given in names:
         return BuiltinTemplate(given)
     if not Path(given).expanduser().is_file():
-        near = difflib.get_close_matches(given, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
+        near = nearest(given, names)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(names)}."
         raise UserError(f"--chat-template {given} is neither a file nor a name that llama.cpp knows: {hint}")
     return parsing.text_of(Path(given).expanduser(), "--chat-template")
 
@@ -158,4 +166,4 @@ def _variables(text: str | None) -> dict[str, Any]:
         ) from None
 
 
-__all__ = ["DEFAULT_PAIR", "chat", "template_of"]
+__all__ = ["DEFAULT_PAIR", "chat", "given_template", "template_of"]

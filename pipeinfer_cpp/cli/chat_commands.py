@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeinfer_cpp.cli import parsing
+from pipeinfer_cpp.cli.spelling import nearest
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.ui.consoles import notice, out, turns
 from pipeinfer_cpp.ui.stats import stats_table
@@ -75,8 +75,8 @@ class Commands:
         command = self._commands.get(name.lower())
         if command is not None:
             return command(rest.strip())
-        near = difflib.get_close_matches(name.lower(), self._commands, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        near = nearest(name.lower(), list(self._commands))
+        hint = f" Did you mean {near}?" if near else ""
         notice(f"{name.splitlines()[0]} is no command, so it is said to the model.{hint}")
         return line
 
@@ -107,6 +107,7 @@ class Commands:
         conversation = self._session.conversation
         conversation.load(path)
         self._session.store.begin()
+        self._session.recall()
         notice(f"Loaded {turns(conversation.n_turns)} from {path}.")
         self._session.show_last()
 

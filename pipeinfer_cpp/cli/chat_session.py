@@ -68,12 +68,19 @@ class ChatSession:
     def resume(self, number: int, *, keep_seed: bool = False) -> None:
         """Go on with an older chat; a question that it has no answer for is asked again."""
         saved = self.store.resume(number, self.conversation)
+        self.recall()
         if saved.seed is not None and not keep_seed:
             self.settings.seed(saved.seed)
         self.show_last()
         if saved.asked is not None:
             notice(f"> {saved.asked}")
             self.ask(saved.asked)
+
+    def recall(self) -> None:
+        """The pipeline computes the conversation as it first was, where that is known: the same text follows."""
+        past = self.conversation.past
+        if past is not None and not self._gone:
+            self.pipeline.recall(past)
 
     def show_last(self) -> None:
         if self.conversation.n_turns:
@@ -170,7 +177,9 @@ class ChatSession:
             if self._gone:
                 self._reopen()
             try:
-                return self._stream(prompt, view)
+                result, cancelled = self._stream(prompt, view)
+                self.conversation.past = self.pipeline.past()
+                return result, cancelled
             except PipeInferError as error:
                 if self.pipeline.driver.failure is None:
                     raise
@@ -201,6 +210,7 @@ class ChatSession:
         self._closed = False
         self.conversation.tokenizer = pipeline.vocabulary
         pipeline.configure(**{name: getattr(old.settings, name) for name in ENGINE_SETTINGS})
+        self.recall()
 
     def _stream(self, prompt: Prompt, view: AnswerView) -> tuple[Result, bool]:
         settings, vocabulary = self.settings, self.pipeline.vocabulary
@@ -216,7 +226,8 @@ class ChatSession:
             )
             with contextlib.suppress(KeyboardInterrupt):
                 for token in generation:
-                    name = "" if vocabulary.piece(token.id) else vocabulary.name(token.id)
+                    held = token.id < 0  # what was held back (half a character), shown at the end
+                    name = "" if held or vocabulary.piece(token.id) else vocabulary.name(token.id)
                     view.show(token.text, token.origin if settings.show_draft else None, name)
             if interrupt.presses:
                 generation.cancel()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import msgspec
 
 from pipeinfer_cpp.cli import parsing
+from pipeinfer_cpp.cli.spelling import nearest
 from pipeinfer_cpp.conversation import Conversation
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.pipeline import Pipeline
@@ -97,8 +97,8 @@ class ChatSettings:
         name = {"typical_p": "typical", "draft": "draft_max"}.get(name, name)
         setter = self._setters.get(name)
         if setter is None:
-            near = difflib.get_close_matches(name, self._setters, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._setters)}."
+            near = nearest(name, list(self._setters))
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(self._setters)}."
             raise UserError(f"There is no setting {name!r}: {hint}")
         setter(value.strip())
 

@@ -10,10 +10,13 @@ from typing import Annotated
 
 import typer
 
-from pipeinfer_cpp.cli import parsing
+from pipeinfer_cpp.cli import completing, parsing
+from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.splits import parse_shares
 from pipeinfer_cpp.lab.clusters import Cluster
+from pipeinfer_cpp.lab.presets import PRESETS
+from pipeinfer_cpp.net.messages import WIRES
 from pipeinfer_cpp.options import KV_TYPES, Options
 from pipeinfer_cpp.sampling import Sampling
 
@@ -27,7 +30,12 @@ class PipelineOptions:
 
     pair: Annotated[
         str | None,
-        typer.Option(help="A pair of models.toml (default: demo).", metavar="NAME", rich_help_panel=_MODELS),
+        typer.Option(
+            help="A pair of models.toml (default: demo).",
+            metavar="NAME",
+            autocompletion=completing.pairs,
+            rich_help_panel=_MODELS,
+        ),
     ] = None
     target: Annotated[
         Path | None,
@@ -44,7 +52,7 @@ class PipelineOptions:
         typer.Option(
             "--draft",
             "-md",
-            help="Its draft model, named likewise.",
+            help="Its draft model, given in the same way.",
             metavar="FILE|OWNER/REPO:QUANT",
             rich_help_panel=_MODELS,
         ),
@@ -82,14 +90,19 @@ class PipelineOptions:
         typer.Option(
             "--ctx-size",
             "-c",
-            help="Positions a conversation can have, 0: what the model was trained for (default: as much of that "
-            "as fits well into memory).",
+            help="Context size in tokens; 0: what the model was trained for (default: as much of that "
+            "as fits comfortably into memory).",
             rich_help_panel=_PIPELINE,
         ),
     ] = None
     kv_type: Annotated[
         str,
-        typer.Option(help=f"Type of the KV cache: {', '.join(KV_TYPES)}.", metavar="TYPE", rich_help_panel=_PIPELINE),
+        typer.Option(
+            help=f"Type of the KV cache: {', '.join(KV_TYPES)}.",
+            metavar="TYPE",
+            autocompletion=completing.among(KV_TYPES),
+            rich_help_panel=_PIPELINE,
+        ),
     ] = "auto"
     flash_attn: Annotated[
         bool, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.", rich_help_panel=_PIPELINE)
@@ -105,13 +118,14 @@ class PipelineOptions:
         typer.Option(
             help="How hidden states travel, for all links or one each: f32, f16, bf16, q8, q4.",
             metavar="CODEC,...",
+            autocompletion=completing.among(WIRES, several=True),
             rich_help_panel=_PIPELINE,
         ),
     ] = "f32"
     patience: Annotated[
         float,
         typer.Option(
-            help="Seconds that a stage on another machine may be silent before it is given up.",
+            help="How many seconds a stage on another machine may be silent before it counts as lost.",
             rich_help_panel=_PIPELINE,
         ),
     ] = 10.0
@@ -119,8 +133,8 @@ class PipelineOptions:
         bool | None,
         typer.Option(
             "--exact/--no-exact",
-            help="Only widths that give the bits of single rows, so that speculation never changes the text "
-            "(default: where all is on CPU with one branch).",
+            help="Keep batches so small that speculation never changes the text "
+            "(default: on, if everything runs on CPUs with one branch).",
             rich_help_panel=_PIPELINE,
         ),
     ] = None
@@ -128,6 +142,8 @@ class PipelineOptions:
         str | None,
         typer.Option(
             help="async (PipeInfer), sync (draft, verify, repeat) or off (default: async with a draft, else off).",
+            metavar="MODE",
+            autocompletion=completing.among(MODES),
             rich_help_panel=_SPECULATION,
         ),
     ] = None
@@ -146,15 +162,17 @@ class PipelineOptions:
         typer.Option(
             help="Switch a technique off: continuous, multibuffer, cancel, draft-ahead (repeatable).",
             metavar="TECHNIQUE",
+            autocompletion=completing.among(TECHNIQUES, several=True),
             rich_help_panel=_SPECULATION,
         ),
     ] = None
     emulate: Annotated[
         str | None,
         typer.Option(
-            help="Be as slow as a cluster: fast, gigabit, constrained, heterogeneous, wifi, powerline, 10mbit, "
-            "or a cluster.toml.",
+            help="Slow down to the speed of a cluster: fast, gigabit, constrained, heterogeneous, wifi, powerline, "
+            "10mbit, or a cluster.toml.",
             metavar="NAME|FILE",
+            autocompletion=completing.among(PRESETS),
             rich_help_panel=_PIPELINE,
         ),
     ] = None
@@ -231,7 +249,7 @@ class SamplingOptions:
     typical: Annotated[float, typer.Option("--typical", "--typical-p", help="1: off.", rich_help_panel=_SAMPLING)] = 1.0
     repeat_penalty: Annotated[float, typer.Option(help="1: off.", rich_help_panel=_SAMPLING)] = 1.0
     repeat_last_n: Annotated[
-        int, typer.Option(help="Tokens that the penalties look back; -1: all.", rich_help_panel=_SAMPLING)
+        int, typer.Option(help="How many tokens the penalties look back; -1: all.", rich_help_panel=_SAMPLING)
     ] = 64
     presence_penalty: Annotated[float, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 0.0
     frequency_penalty: Annotated[float, typer.Option(help="0: off.", rich_help_panel=_SAMPLING)] = 0.0

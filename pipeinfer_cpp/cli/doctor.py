@@ -6,17 +6,17 @@ from typing import Annotated
 
 import typer
 
+from pipeinfer_cpp.cli.streams import write_json
+
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Without the self-check of some seconds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the self-check, which takes some seconds.")] = False,
 ) -> None:
     """Look at what is installed, this CPU, threads, sockets and folders, and try the demo pair.
 
     Ends with 1 when something failed.
     """
-    import msgspec
-
     from pipeinfer_cpp.health import installed, selfcheck, surroundings
     from pipeinfer_cpp.health.finding import FAILED, Check, Finding, run
     from pipeinfer_cpp.ui.consoles import out
@@ -41,6 +41,6 @@ def doctor(
     failed = [finding for finding in findings if finding.mark == FAILED]
     if as_json:
         report = {"ok": not failed, "findings": findings}
-        typer.echo(msgspec.json.encode(report).decode())
+        write_json(report)
     if failed:
         raise typer.Exit(1)

@@ -67,8 +67,8 @@ def with_draft(options: Options, *, ask: bool) -> tuple[Options, str | None]:
         return options, None
     what = f"{draft.path.name} ({size_text(draft.size)}) is on this machine and has the same vocabulary"
     if not (ask and interactive()):
-        return options, f"{what}: --draft {draft.path} lets it draft."
-    if typer.confirm(f"{what}. Let it draft?", default=True, err=True):
+        return options, f"{what}: use it as the draft with --draft {draft.path}."
+    if typer.confirm(f"{what}. Use it as the draft model?", default=True, err=True):
         return replace(options, draft=draft.path), None
     return options, None
 
@@ -85,5 +85,5 @@ def offer_to_pull(name: str, models: Path | None) -> None:
     if not interactive():
         raise UserError(f"The pair {name} is not on this machine: run `pipeinfer models pull {name}` first ({what}).")
     if not typer.confirm(f"{what} is not on this machine. Fetch it now?", default=True, err=True):
-        raise UserError(f"Without its files the pair {name} cannot be used: `pipeinfer models pull {name}` gets them.")
+        raise UserError(f"The pair {name} needs these files: fetch them with `pipeinfer models pull {name}`.")
     fetch(missing)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from pipeinfer_cpp.cli import parsing
+from pipeinfer_cpp.cli import completing, parsing
+from pipeinfer_cpp.cli.chat import given_template
 from pipeinfer_cpp.cli.common import PipelineOptions, SamplingOptions
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.errors import PipeInferError, UserError
 
 if TYPE_CHECKING:
+    from pipeinfer_cpp.llama.chat_templates import BuiltinTemplate
     from pipeinfer_cpp.pipeline import Pipeline
     from pipeinfer_cpp.results import Result
+
+
+GRACE = 3.0
+"""Seconds that the stages have to end a generation that Ctrl-C cancelled."""
 
 
 @with_options(PipelineOptions, SamplingOptions)
@@ -41,6 +47,18 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout at the end, and nothing else there.")
     ] = False,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            help="Another chat template than the model's: a Jinja file, or a name.",
+            metavar="FILE|NAME",
+            autocompletion=completing.templates,
+        ),
+    ] = None,
+    kwargs: Annotated[
+        str | None,
+        typer.Option("--chat-template-kwargs", help="Variables of the template, as JSON.", metavar="JSON"),
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(help="Write a Chrome trace (for Perfetto or chrome://tracing) of the run.", metavar="FILE"),
@@ -49,21 +67,24 @@ def generate(
     """Answer a prompt; without a chat template, continue it. Ctrl-C keeps the text."""
     text = _prompt(source, prompt, prompt_file)
     if max_tokens < 1 and max_tokens != -1:
-        raise UserError("--max-tokens must be at least 1, or -1 for as many as the context holds.")
+        raise UserError("--max-tokens must be at least 1, or -1 for as many as fit into the context.")
     sampling = sampling_options.sampling()
     options = pipeline_options.options(trace=trace is not None)
+    template, variables = given_template(chat_template, kwargs)
+    if raw and (template is not None or variables):
+        raise UserError("--raw leaves the chat template out: give it without --chat-template and its kwargs.")
     if trace is not None:
         _check_writable(trace)
 
     from pipeinfer_cpp.cli.opened import opened
     from pipeinfer_cpp.cli.signals import OneInterrupt
-    from pipeinfer_cpp.cli.streams import write_bytes
+    from pipeinfer_cpp.cli.streams import write_json
     from pipeinfer_cpp.ui.consoles import notice, warn, writer
     from pipeinfer_cpp.ui.progress import reading
 
     write: Callable[..., object] = (lambda _text: None) if as_json else writer()
     with opened(options, drafts="tell") as pipeline, OneInterrupt() as interrupt, reading() as report:
-        asked = text if raw else _asked(pipeline, text)
+        asked = text if raw else _asked(pipeline, text, template, variables)
         generation = pipeline.generate(
             asked, max_tokens=max_tokens, sampling=sampling, stop=tuple(sampling_options.stop or ()), reading=report
         )
@@ -72,12 +93,17 @@ def generate(
             for warning in pipeline.warnings:
                 warn(warning)
             if asked is not text:
-                notice("The model's chat template is used: --raw continues the text as it is.")
+                whose = "The model's" if template is None else "The given"
+                notice(f"{whose} chat template is used: --raw continues the text as it is.")
             for token in generation:
                 shown += len(token.text)
                 write(token.text)
         except KeyboardInterrupt:
-            generation.cancel()
+            try:
+                generation.cancel(GRACE)
+            except TimeoutError:
+                notice("A stage does not answer: this ends without it.")
+                raise typer.Exit(130) from None
         except PipeInferError:
             write("\n" if shown else "")
             raise
@@ -85,7 +111,7 @@ def generate(
         if as_json:
             fields = msgspec.structs.asdict(result) | {"seed": sampling.seed}
             del fields["warnings"]
-            write_bytes(msgspec.json.encode(fields) + b"\n")
+            write_json(fields)
         else:
             write(result.text[shown:] + "\n")  # with what was there when it was cancelled
         for warning in [*result.warnings, *_ending(result, max_tokens)]:
@@ -117,15 +143,20 @@ def _prompt(source: str | None, prompt: str | None, prompt_file: Path | None) ->
     return text.removesuffix("\n")
 
 
-def _asked(pipeline: Pipeline, text: str) -> str | list[int]:
-    """The tokens of a question, where the model has a chat template; else the text, to be continued."""
-    from pipeinfer_cpp.cli.chat import template_of
+def _asked(
+    pipeline: Pipeline, text: str, given: str | BuiltinTemplate | None, variables: dict[str, Any]
+) -> str | list[int]:
+    """The tokens of a question, where there is a chat template; else the text, to be continued."""
     from pipeinfer_cpp.conversation import Conversation
+    from pipeinfer_cpp.template_of import template_of
 
     plan = pipeline.plan
-    if not text or not (plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)):
+    own = plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)
+    if variables and not (given or own):
+        raise UserError(f"{plan.target.path.name} has no chat template: --chat-template-kwargs needs --chat-template.")
+    if not text or not (given or own):
         return text
-    template = template_of(plan.target, plan.pair, pipeline.vocabulary, None, {})
+    template = template_of(plan.target, plan.pair, pipeline.vocabulary, given, variables)
     conversation = Conversation(template, pipeline.vocabulary, pipeline.settings.n_ctx)
     return conversation.ask(text, reserve=1).tokens
 
@@ -134,11 +165,11 @@ def _ending(result: Result, max_tokens: int) -> list[str]:
     """Why there is no text, or no more of it, where that is not what was asked for."""
     if result.finish_reason == "length":
         if result.n_generated == max_tokens:
-            return [f"the text was cut at {max_tokens} tokens: -n allows more, -n -1 as many as the context holds."]
+            return [f"the text was cut at {max_tokens} tokens: -n allows more, -n -1 as many as fit into the context."]
         n_ctx = result.n_prompt + result.n_generated
-        return [f"the text was cut where the context of {n_ctx} tokens is full: a larger --ctx-size holds more."]
+        return [f"the text was cut because the context of {n_ctx} tokens is full: give a larger --ctx-size."]
     if result.finish_reason == "stop" and not result.text:
-        return ["the model ended its text at once: it has nothing to say behind this prompt."]
+        return ["the model ended its text at once: it has nothing to add to this prompt."]
     return []
 
 

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeinfer_cpp.cli import pruning
+from pipeinfer_cpp.cli import completing, pruning
+from pipeinfer_cpp.cli.help import Brief, Group
+from pipeinfer_cpp.cli.streams import write_json
 from pipeinfer_cpp.errors import UserError
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.models import ModelFile
 
 app = typer.Typer(
-    name="models", help="List, inspect, fetch, remove and inflate models; clean up slices.", no_args_is_help=True
+    name="models",
+    cls=Group,
+    help="List, inspect, fetch, remove and inflate models; clean up slices.",
+    no_args_is_help=True,
+    epilog="`pipeinfer models COMMAND --help` says more.",
 )
 _MODELS = typer.Option("--models", help="A further models.toml.", metavar="FILE")
 _JSON = typer.Option("--json", help="One JSON object on stdout, for programs.")
 _WHAT = "FILE|PAIR|OWNER/REPO:QUANT"
-app.command()(pruning.prune)
+_PRUNE = "Remove cached slices that are no longer needed"
+app.command(cls=Brief, short_help=_PRUNE)(pruning.prune)
 
 
-@app.command("list")
+@app.command("list", cls=Brief, short_help="List all pairs, which are here and which fit")
 def list_models(models: Annotated[Path | None, _MODELS] = None, as_json: Annotated[bool, _JSON] = False) -> None:
     """All pairs, what else was fetched from Hugging Face, what is on this machine and what would fit it."""
     from pipeinfer_cpp.models import load_registry
@@ -35,19 +41,24 @@ def list_models(models: Annotated[Path | None, _MODELS] = None, as_json: Annotat
     known = {model for pair in registry.pairs.values() for model in pair.files}
     others = [m for m in fetched_models() if not any((m.repo, m.file) == (k.repo, k.file) for k in known)]
     if as_json:
-        _write(list_fields(registry, others))
+        write_json(list_fields(registry, others))
     else:
         out().print(models_table(registry, others))
 
 
-@app.command()
+@app.command(cls=Brief, short_help="Show what a model is and how much memory it needs")
 def inspect(
-    what: Annotated[str, typer.Argument(help="A GGUF, a pair, or a name on Hugging Face.", metavar=_WHAT)],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A GGUF, a pair, or a name on Hugging Face.", autocompletion=completing.pairs, metavar=_WHAT,
+        ),
+    ],
     stages: Annotated[
-        int | None, typer.Option(min=1, help="What it needs of this machine's memory in so many stages.", metavar="N")
+        int | None, typer.Option(min=1, help="Also show how much memory it needs here in N stages.", metavar="N")
     ] = None,
     ctx_size: Annotated[
-        int | None, typer.Option(min=0, help="With a context of so many positions (0: the model's own).", metavar="N")
+        int | None, typer.Option(min=0, help="With a context of N tokens (0: the model's own).", metavar="N")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Shares of the layers: 0.3,0.7.", metavar="SHARES")] = None,
     models: Annotated[Path | None, _MODELS] = None,
@@ -74,7 +85,7 @@ def inspect(
             continue
         here = model.local()
         if here is None and model.path is not None:
-            raise UserError(f"The {part} of {what}, {model.path}, does not exist: mend models.toml.")
+            raise UserError(f"The {part} of {what}, {model.path}, does not exist: correct its path in models.toml.")
         if here is not None:
             files.append((part, here))
         else:
@@ -89,7 +100,7 @@ def inspect(
         fields["memory"], table = _weighed(target.path, sources.get("draft"), stages, split, ctx_size)
         shown.append(table)
     if as_json:
-        _write(fields)
+        write_json(fields)
     else:
         for one in shown:
             out().print(one)
@@ -116,9 +127,14 @@ def _weighed(
     return memory_fields(*what), memory_table(*what)
 
 
-@app.command()
+@app.command(cls=Brief, short_help="Fetch a model or a pair")
 def pull(
-    name: Annotated[str, typer.Argument(help="A pair, or a name on Hugging Face.", metavar="PAIR|OWNER/REPO:QUANT")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A pair, or a name on Hugging Face.", autocompletion=completing.pairs, metavar="PAIR|OWNER/REPO:QUANT",
+        ),
+    ],
     models: Annotated[Path | None, _MODELS] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
@@ -129,14 +145,19 @@ def pull(
     fetch(files)
     paths = [str(model.local()) for model in files]
     if as_json:
-        _write({"files": paths})
+        write_json({"files": paths})
     else:
         typer.echo("\n".join(paths))
 
 
-@app.command("rm")
+@app.command("rm", cls=Brief, short_help="Remove what was fetched")
 def remove(
-    name: Annotated[str, typer.Argument(help="A pair, or a name on Hugging Face.", metavar="PAIR|OWNER/REPO:QUANT")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A pair, or a name on Hugging Face.", autocompletion=completing.pairs, metavar="PAIR|OWNER/REPO:QUANT",
+        ),
+    ],
     models: Annotated[Path | None, _MODELS] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
@@ -148,7 +169,7 @@ def remove(
     registry = load_registry(models)
     own = [model for model in _named(name, models, fetched=True) if model.path is None]
     if not own:
-        raise UserError(f"The files of {name} were not fetched from Hugging Face: remove them yourself.")
+        raise UserError(f"The files of {name} were not fetched by pipeinfer: delete them yourself.")
     freed, kept = 0, {}
     for model in own:
         others = needed_by(model, registry, name)
@@ -157,7 +178,7 @@ def remove(
         else:
             freed += remove(model)
     if as_json:
-        _write({"freed": freed, "kept": kept})
+        write_json({"freed": freed, "kept": kept})
         return
     for what, others in kept.items():
         typer.echo(f"{what} stays: {', '.join(others)} needs it.")
@@ -166,7 +187,7 @@ def remove(
     typer.echo(f"Freed {size_text(freed)}.")
 
 
-@app.command()
+@app.command(cls=Brief, short_help="Make a bigger model of the same outputs")
 def inflate(
     what: Annotated[str, typer.Argument(help="A GGUF, or a pair's name for its target.", metavar=_WHAT)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF to write.", metavar="FILE")],
@@ -192,7 +213,7 @@ def inflate(
         write_inflated(plan, output, lambda done, total: progress(output.name, done, total), force=force)
     typer.echo(str(output))
     if not plan.is_exact:
-        warn(f"the width is no multiple of {plan.old.width}: outputs agree up to rounding, and a text may part.")
+        warn(f"the width is no multiple of {plan.old.width}: outputs agree up to rounding, so a text may differ.")
 
 
 def _is_file(what: str) -> bool:
@@ -226,9 +247,3 @@ def _named(name: str, models: Path | None, *, fetched: bool = False) -> list[Mod
     if model is None:
         raise UserError(f"{name} is not on this machine: `pipeinfer models list` shows what is.")
     return [model]
-
-
-def _write(fields: dict[str, Any]) -> None:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.encode(fields, enc_hook=str).decode() + "\n")

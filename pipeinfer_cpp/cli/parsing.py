@@ -18,7 +18,7 @@ def stages(text: str) -> int | list[str]:
     if not addresses or not all("://" in address for address in addresses):
         raise UserError(f"--stages {text!r} is neither a number nor a list of addresses like tcp://10.0.0.5:7711.")
     if len(set(addresses)) < len(addresses):
-        raise UserError(f"--stages {text!r} names a stage twice: each one holds one part of the layers.")
+        raise UserError(f"--stages {text!r} names a stage twice: each stage can hold only one part of the layers.")
     return addresses
 
 
@@ -28,7 +28,7 @@ def logit_bias(texts: Sequence[str]) -> dict[int, float]:
     for text in texts:
         match = re.fullmatch(r"\s*(\d+)\s*([+-]\s*(?:inf|\d+(?:\.\d*)?|\.\d+))\s*", text)
         if match is None:
-            raise UserError(f"--logit-bias {text!r} is not of the form ID+AMOUNT or ID-AMOUNT, such as 15043+1.")
+            raise UserError(f"--logit-bias {text!r} must be ID+AMOUNT or ID-AMOUNT, such as 15043+1.")
         bias[int(match[1])] = float(match[2].replace(" ", ""))
     return bias
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
+from pipeinfer_cpp.cli.streams import write_json
+
 
 def prune(
-    everything: Annotated[bool, typer.Option("--all", help="All slices: they are cut again when needed.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what there is, and what would go.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all; they are cut again when needed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     days: Annotated[
-        int, typer.Option("--unused-days", min=0, help="Slices that were not used for so long go.", metavar="N")
+        int, typer.Option("--unused-days", min=0, help="Remove slices that were not used for N days.", metavar="N")
     ] = 60,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for programs.")] = False,
 ) -> None:
@@ -29,17 +30,15 @@ def prune(
         for kept in going:
             kept.remove()
     if as_json:
-        import msgspec
-
         fields = [
             {"path": kept.path, "source": kept.source, "layers": kept.layers, "size": kept.size, "used": kept.used,
              "goes": going.get(kept)}
             for kept in slices
         ]  # fmt: skip
-        sys.stdout.write(msgspec.json.encode({"slices": fields, "freed": freed}, enc_hook=str).decode() + "\n")
+        write_json({"slices": fields, "freed": freed})
         return
     if slices:
         out().print(slices_table(slices, going, tense="would go" if dry_run else "gone"))
     stay = sum(kept.size for kept in slices) - freed
     verb = "Would free" if dry_run else "Freed"
-    typer.echo(f"{verb} {size_text(freed)}; {size_text(stay)} of slices stay.")
+    typer.echo(f"{verb} {size_text(freed)}; {size_text(stay)} of slices remain.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import termios
@@ -98,6 +99,7 @@ class Reader:
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
             enable_history_search=False,
+            enable_suspend=True,
             key_bindings=_keys(),
             output=create_output(stdout=sys.stdout if sys.stdout.isatty() else sys.stderr),
         )
@@ -150,18 +152,26 @@ def quiet_typing() -> Iterator[None]:
     quiet[0] &= ~termios.ICRNL
     quiet[3] = quiet[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH
 
-    def again(_number: int, _frame: object) -> None:
-        """Continued behind Ctrl-Z: the shell has set the terminal as it likes it."""
+    def stop(_number: int, _frame: object) -> None:
+        """Ctrl-Z: the shell gets the terminal as it was. The workers stay as they are, with nothing to do."""
         with contextlib.suppress(termios.error):
-            termios.tcsetattr(stdin, termios.TCSANOW, quiet)
+            termios.tcsetattr(stdin, termios.TCSANOW, before)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+
+    def again(_number: int, _frame: object) -> None:
+        """Continued, in the foreground or not: only there the terminal is its own."""
+        signal.signal(signal.SIGTSTP, stop)
+        with contextlib.suppress(termios.error, OSError):
+            if os.tcgetpgrp(stdin) == os.getpgrp():
+                termios.tcsetattr(stdin, termios.TCSANOW, quiet)
 
     termios.tcsetattr(stdin, termios.TCSANOW, quiet)
-    old = signal.signal(signal.SIGCONT, again)
+    old = {signal.SIGCONT: signal.signal(signal.SIGCONT, again), signal.SIGTSTP: signal.signal(signal.SIGTSTP, stop)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGCONT, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
         with contextlib.suppress(termios.error):
             termios.tcsetattr(stdin, termios.TCSANOW, before)
-
-

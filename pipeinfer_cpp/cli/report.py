@@ -41,7 +41,7 @@ def _text(error: BaseException, args: Sequence[str]) -> str:
     from pipeinfer_cpp.versions import llama_version, package_version
 
     lines = [
-        "What went wrong, for whoever mends it. The command line may hold text of yours: look before you send it.",
+        "An error report. The command line below may contain text of yours: read it before you send it.",
         "",
         f"pipeinfer {package_version()}, llama-cpp-python {llama_version()}",
         f"Python {sys.version.split()[0]}, {platform.platform()}, {cores()} cores",

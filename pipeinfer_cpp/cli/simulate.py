@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeinfer_cpp.cli import completing
+from pipeinfer_cpp.cli.streams import write_json
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.lab.presets import PRESETS
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.lab.simulation import Task
 
 
 def simulate(
-    cluster: Annotated[str, typer.Argument(help="A preset or a cluster.toml.", metavar="NAME|FILE")] = "gigabit",
+    cluster: Annotated[
+        str,
+        typer.Argument(
+            help="A preset or a cluster.toml.", metavar="NAME|FILE", autocompletion=completing.among(PRESETS)
+        ),
+    ] = "gigabit",
     stages: Annotated[int | None, typer.Option(help="Nodes, 1 to 128 (default: the cluster's).", metavar="N")] = None,
     acceptance: Annotated[
         float | None, typer.Option(help="Share of right drafts, each by itself (default: 0.7).", metavar="A")
@@ -71,11 +79,18 @@ def simulate(
     draft_s = (draft_ms if draft_ms is not None else nodes.draft_ms) / 1000
     base = Settings(n_ctx=n_ctx, max_rows=max_rows, branches=branches, ablate=off)
     arms = Virtual(curves, nodes.links, row_bytes, draft_s).race(tasks, base)
-    found = limits(curves, nodes.links, row_bytes, draft_s, guessed(tasks, branches > 1), max_rows)
+    found = limits(
+        curves,
+        nodes.links,
+        row_bytes,
+        draft_s,
+        guessed(tasks, branches > 1),
+        max_rows,
+        n_tokens=sum(task.n_tokens for task in tasks) / len(tasks),
+        ahead=base.max_ahead,
+    )
     if json:
-        import msgspec
-
-        typer.echo(msgspec.json.encode({"arms": arms, "limits": found, "acceptance": a}).decode())
+        write_json({"arms": arms, "limits": found, "acceptance": a})
         return
     from pipeinfer_cpp.ui.consoles import out
     from pipeinfer_cpp.ui.measurements import limits_lines, measurements_table

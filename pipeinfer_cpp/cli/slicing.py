@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.splits import LayerRange
 
 if TYPE_CHECKING:
-    from pipeinfer_cpp.gguf import Source
+    from pipeinfer_cpp.gguf import SlicePlan, Source
 
 
 def cut(
@@ -19,16 +20,20 @@ def cut(
     layers: Annotated[str | None, typer.Option(help="The layers of each slice: 0-9,10-19.", metavar="RANGES")] = None,
     stages: Annotated[int | None, typer.Option(help="Or into how many even slices.", metavar="N")] = None,
     split: Annotated[str | None, typer.Option(help="Or shares of the layers: 0.3,0.3,0.4.", metavar="SHARES")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the slices.", metavar="DIR")] = Path("."),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder that gets the slices as well.", metavar="DIR")
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only show what becomes of every key and tensor, and why.")
     ] = False,
 ) -> None:
     """Cut a model's layers into slices that llama.cpp loads as models of their own.
 
-    Stages cut (and keep) their own slices: this is for looking at them, or for cutting ahead.
+    They are kept where the first start of a pipeline with these layers looks for them, and their paths are printed.
+    With -o they are put into a folder too: a machine with only such a file serves its layers with
+    `pipeinfer stage --target FILE`.
     """
-    from pipeinfer_cpp.gguf import Source, slice_plan, write_slice
+    from pipeinfer_cpp.gguf import Source, cached_slices, slice_plan
     from pipeinfer_cpp.proof.prove import prove
     from pipeinfer_cpp.ui.consoles import out, warn
     from pipeinfer_cpp.ui.plans import plan_table
@@ -43,19 +48,38 @@ def cut(
         for one in plans:
             out().print(plan_table(one))
         return
-    if not output.is_dir():
+    if output is not None and not output.is_dir():
         raise UserError(f"{output} is not a folder: make it first, or choose another with -o.")
     note = prove(source, ranges).note
     if note:
         warn(note)
-    written = []
+    if len(ranges) == 1:
+        warn("one stage holds the whole model: there is nothing to cut.")
     with transfer() as progress:
-        for one in plans:
-            path = output / f"{source.path.stem}-layers-{one.first_layer}-{one.end_layer - 1}.gguf"
-            write_slice(one, path, lambda done, total, name=path.name: progress(name, done, total))  # type: ignore[misc]
-            written.append(path)
-    for path in written:
+        kept = cached_slices(source, ranges, progress=lambda done, total: progress(source.path.name, done, total))
+        paths = kept if output is None else [_placed(path, one, output) for path, one in zip(kept, plans, strict=True)]
+    for path in paths:
         typer.echo(str(path))
+
+
+def _placed(kept: Path, plan: SlicePlan, folder: Path) -> Path:
+    """The same file by a name in that folder, or a copy on that disk; of a whole model the model itself."""
+    from pipeinfer_cpp.gguf import write_slice
+
+    source = plan.source
+    if kept == source.path:
+        return kept
+    path = folder / f"{source.path.stem}-layers-{plan.first_layer}-{plan.end_layer - 1}.gguf"
+    if path.exists() and any(path.samefile(part) for part in source.parts):
+        raise UserError(f"{path} is the model that is to be cut: choose another folder with -o.")
+    new = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        os.link(kept, new)
+        new.replace(path)
+        new.unlink(missing_ok=True)  # where both are the same file already, a rename does nothing
+    except OSError:  # another disk, or one without links
+        write_slice(plan, path, source_sha256=source.sha256())
+    return path
 
 
 def _ranges(

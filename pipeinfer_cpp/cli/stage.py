@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from pipeinfer_cpp.cli import completing
 from pipeinfer_cpp.cli.streams import drop_stdout
 from pipeinfer_cpp.errors import UserError
 
@@ -29,11 +30,14 @@ def stage(
         typer.Option(
             "--target",
             "-m",
-            help="This machine's copy of the model: a GGUF, or its name.",
+            help="This machine's copy of the model (a GGUF, or its name), or its slice of it (see `pipeinfer slice`).",
             metavar="FILE|OWNER/REPO:QUANT",
         ),
     ] = None,
-    pair: Annotated[str | None, typer.Option(help="Or the pair that has it.", metavar="NAME")] = None,
+    pair: Annotated[
+        str | None,
+        typer.Option(help="Or the pair that has it.", metavar="NAME", autocompletion=completing.pairs),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -119,7 +123,8 @@ def _own(target: Path | None, pair: str | None, models: Path | None) -> Path | N
     if target is not None:
         from pipeinfer_cpp.cli.fetching import here
         from pipeinfer_cpp.gguf import Source
+        from pipeinfer_cpp.workers.resolve import check_slice
 
         target = here(target)
-        Source.open(target)
+        check_slice(Source.open(target))
     return target

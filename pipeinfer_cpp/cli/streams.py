@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import Any
 
 
 def ready() -> None:
@@ -40,3 +41,10 @@ def write_bytes(data: bytes) -> None:
     else:
         buffer.write(data)
     sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    """One JSON document and a line break: what every `--json` prints."""
+    import msgspec
+
+    write_bytes(msgspec.json.encode(value, enc_hook=str) + b"\n")

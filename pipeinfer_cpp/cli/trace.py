@@ -29,7 +29,7 @@ def trace(
     if begin < 0 or (end is not None and end <= begin):
         raise UserError("--from and --to must be seconds, the second one later than the first.")
     if begin >= timeline.length > 0:
-        raise UserError(f"--from {begin:g} is beyond the trace's end: it is {timeline.length:.3f} seconds long.")
+        raise UserError(f"--from {begin:g} is beyond the end of the trace ({timeline.length:.3f} seconds).")
     check(output)
     if begin or end is not None:
         timeline = timeline.cut(begin, end if end is not None else timeline.length)

@@ -28,12 +28,12 @@ def tune(
     from pipeinfer_cpp.lab.suites import suite as find_suite
 
     if not 4 <= prompts <= 100:
-        raise UserError("--prompts must be between 4 and 100: half of them to search, half to judge what was found.")
+        raise UserError("--prompts must be between 4 and 100: half are used to search, half to judge what was found.")
     if not 8 <= max_tokens <= 4096:
         raise UserError("--max-tokens must be between 8 and 4096.")
     options = replace(pipeline_options.options(), tuned=False)
     if options.pair is None and not dry_run:
-        raise UserError("Settings are kept by pair: give --pair NAME, or --dry-run to see them only.")
+        raise UserError("Settings are saved for a pair: give --pair NAME, or --dry-run to only see them.")
     chosen = find_suite(suite, prompt_file)
     if len(chosen.prompts) < 4:
         raise UserError(f"{prompt_file} has {len(chosen.prompts)} prompts: tune needs 4 or more, one a line.")
@@ -46,7 +46,7 @@ def tune(
     from pipeinfer_cpp.ui.progress import opening
 
     if chosen_models(options)[2] is None:
-        raise UserError("Without a draft there is nothing to tune: use a pair that has one.")
+        raise UserError("There is nothing to tune without a draft model: use a pair that has one.")
     with opened(options) as pipeline:
         tokens = tokens_of(pipeline, chosen, prompts)
         with opening("Tuning") as report:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeinfer_cpp.cli.streams import write_json
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.machine import cores
 
@@ -55,9 +56,7 @@ def verify(
     prompts = own_prompts(prompt_file) if prompt_file is not None else OPENINGS
     results = _measure(path, stages, names, prompts, max_tokens)
     if json:
-        import msgspec
-
-        typer.echo(msgspec.json.encode(results).decode())
+        write_json(results)
         return
     from pipeinfer_cpp.ui.consoles import out
     from pipeinfer_cpp.ui.fidelity import fidelity_table

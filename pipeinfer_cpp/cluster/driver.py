@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from pipeinfer_cpp.cluster import claims
 from pipeinfer_cpp.cluster.outbox import Outbox
 from pipeinfer_cpp.cluster.session import Peer
 from pipeinfer_cpp.cluster.slowdown import Slowdown
@@ -15,7 +16,7 @@ from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.engine.engine import IDLE
-from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.errors import FormLost, PipeInferError, UserError
 from pipeinfer_cpp.net import messages as msg
 from pipeinfer_cpp.net.sockets import Link, Network, Selector, Wakeup, clock
 from pipeinfer_cpp.net.transit import Arrivals, LinkSpeed
@@ -39,6 +40,7 @@ class Driver:
         settings: Settings,
         *,
         piece: Callable[[int], bytes],
+        n_vocab: int,
         exact: bool,
         trace: bool,
         active: bool = False,
@@ -47,7 +49,7 @@ class Driver:
         notice: Notice = lambda _text: None,
     ) -> None:
         self._stages, self._draft = list(stages), draft
-        self._curves, self._piece = list(curves), piece
+        self._curves, self._piece, self._n_vocab = list(curves), piece, n_vocab
         self.exact = exact
         self._active = active
         self.engine = Engine(settings, curves, hop=0.0002)
@@ -62,6 +64,7 @@ class Driver:
         self.tally = Tally(0.0)
         self._text = TextStream()
         self._keep: int | None = None
+        self._lost = ""
         self._outbox = Outbox(self._stages, draft, self.trace)
         self._slowdown = Slowdown()
         self._emulated = bool(links)
@@ -72,6 +75,8 @@ class Driver:
         self._draft_watch = Watch([draft] if draft is not None else [], patience, lambda _text: None)
         self._moved = clock()
         """When a run last moved from one stage to the next."""
+        self._sent = 0
+        """The last run that left."""
         self._passed: dict[int, int] = {}
         """The last run that each stage passed on."""
         self._closing = False
@@ -179,7 +184,7 @@ class Driver:
                 self._commands.popleft()()
 
     def _receive(self, peer: Peer, link: Link[msg.ToCoordinator]) -> None:
-        while (message := link.receive()) is not None:
+        while (message := self._heard_from(peer, link)) is not None:
             peer.heard = clock()
             if self._emulated and isinstance(message, msg.RunBack | msg.StageReady):
                 sent = message.sent if isinstance(message, msg.RunBack) else message.ended
@@ -187,9 +192,21 @@ class Driver:
             else:
                 self._take(peer, message)
 
+    def _heard_from(self, peer: Peer, link: Link[msg.ToCoordinator]) -> msg.ToCoordinator | None:
+        """What it says next. The draft worker is given up where that is no message; a stage ends this."""
+        try:
+            return link.receive()
+        except UserError as error:
+            if peer in self._stages:
+                raise
+            self._lose_draft(str(error))
+            return None
+
     def _take(self, peer: Peer, message: msg.Message) -> None:
         match message:
-            case msg.RunBack(run, dead, draws, memory, held):
+            case msg.RunBack(run, dead, draws, memory, held, _, lost) if peer in self._stages:
+                self._believe(peer, claims.back(message, self.engine.pipe.in_flight, self._n_vocab))
+                self._lost = lost or self._lost
                 self._moved = clock()
                 self.tally.memory_mb.update(memory)
                 self.held = held or self.held
@@ -200,14 +217,22 @@ class Driver:
                 self._feed(ev.RunDone(run, () if dead else draws))
             case msg.Progress():  # a part of something large has come in
                 self._moved = clock()
-            case msg.StageReady():
+            case msg.StageReady() if peer in self._stages:
+                self._believe(peer, claims.ready(message, self._stages.index(peer), self._sent))
                 self._stage_ready(peer, message)
-            case msg.Drafted():
-                self._drafted(message)
+            case msg.Drafted() if peer is self._draft:
+                if (wrong := claims.drafted(message, self._n_vocab)) is not None:
+                    self._lose_draft(wrong)
+                else:
+                    self._drafted(message)
             case msg.Failed(reason) if peer is self._draft:
                 self._lose_draft(reason)
             case msg.Failed(reason) if peer in self._stages:
                 raise WorkerDied(f"{peer.name} failed: {reason.rstrip('.')}.")
+
+    def _believe(self, stage: Peer, wrong: str | None) -> None:
+        if wrong is not None:
+            raise WorkerDied(f"{stage.title} says what cannot be: {wrong}. This pipeline is ended; start it again.")
 
     def _begin(self, turn: Turn) -> None:
         if self.failure is not None or self._turn is not None:
@@ -265,6 +290,7 @@ class Driver:
             case ev.Dispatch(run):
                 if len(self.engine.pipe) <= 1:
                     self._moved = clock()
+                self._sent = run.id
                 self._outbox.dispatch(run, len(self.engine.pipe))
             case ev.Cancel(runs):
                 self._outbox.cancel(runs)
@@ -306,9 +332,10 @@ class Driver:
             stages=len(self._stages),
             exact=self.exact,
             n_prompt=len(turn.prompt),
+            seed=turn.sampling.seed,
             keep=self._keep,
         )
-        turn.end(result)
+        turn.end(FormLost(self._lost) if reason == "form" else result)
 
     def _patrol(self) -> None:
         for _, death in self._watch.look():

@@ -15,6 +15,8 @@ import weakref
 from pathlib import Path
 from typing import ClassVar
 
+from pipeinfer_cpp.machine import suspended
+
 _PREFIX = "pipeinfer-"
 _DECISIVE = re.compile(
     r"GGML_ASSERT|GGML_ABORT|terminate called|what\(\):|assert|duplicate|out of memory|bad_alloc|"
@@ -110,9 +112,7 @@ class Process:
 
     def stopped(self) -> bool:
         """Whether it is suspended (by SIGSTOP, say). False where the system does not tell."""
-        with contextlib.suppress(OSError, IndexError):
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-        return False
+        return suspended(self.pid)
 
     def last_output(self, n_lines: int = 3) -> str:
         """What decided its end, where the log has such lines; else the last ones."""

@@ -222,6 +222,10 @@ def outline(options: Options, *, strict: bool = True) -> Plan:
     exact = options.exact if options.exact is not None else options.gpu_layers == 0 and settings.branches == 1
     if exact and settings.branches > 1:
         raise UserError("--exact needs --branches 1, and this pair has more in models.toml.")
+    if options.gpu_layers and isinstance(options.stages, int):
+        from pipeinfer_cpp.llama.library import check_gpu
+
+        check_gpu(options.gpu_layers)
     addresses: list[str | None] = [None] * n_stages if isinstance(options.stages, int) else list(options.stages)
     n_local = sum(a is None for a in addresses) + (draft is not None)
     share = Share(cores(), n_local, options.threads)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from pipeinfer_cpp.cluster import claims
 from pipeinfer_cpp.cluster.launch import Process
 from pipeinfer_cpp.cluster.watch import QUIET, Watch, WorkerDied
 from pipeinfer_cpp.errors import PipeInferError, UserError
@@ -29,6 +30,8 @@ from pipeinfer_cpp.net.sockets import Link, Network, Selector, check_address, cl
 from pipeinfer_cpp.versions import llama_version, package_version
 
 M = TypeVar("M", bound=Message)
+RUNS_S = 5.0
+"""Seconds that a stage that is ready has to answer where its runs go."""
 Report = Callable[[str, str, int, int], None]
 """(worker, what it does, done, total)"""
 
@@ -98,6 +101,18 @@ class Peer:
         self.memory = Memory(welcome.memory_total, welcome.memory_free) if welcome.memory_total else None
         return welcome.machine
 
+    def meet_runs(self, timeout: float) -> None:
+        """Of a stage that is ready: wait until its computing side answers where runs go. Raises UserError when
+        nobody does within `timeout` seconds, and WorkerDied."""
+        began = clock()
+        while self.runs is not self.link and self.runs.receive(0.05) is None:
+            self.check()
+            if clock() - began > timeout and not (self.process is not None and self.process.stopped()):
+                raise UserError(
+                    f"{self.title} is ready, but nobody answers where its runs go, {self.runs.address}: "
+                    "was that socket removed? Start the stage again."
+                )
+
     def wait(self, kind: type[M], timeout: float, others: Sequence[Peer] = ()) -> M:
         """The next message of that kind. Raises UserError when none comes in `timeout` seconds, and WorkerDied when
         it or one of the `others` ends."""
@@ -162,6 +177,8 @@ class Loading:
                 peer.heard = clock()
                 match message:
                     case Loaded():
+                        if (wrong := claims.loaded(message, peer.name.startswith("Stage"))) is not None:
+                            raise WorkerDied(f"{peer.title} says what cannot be: {wrong}. Start it again.")
                         self._loaded[peer] = message
                         self._report(peer.name, "ready", 1, 1)
                     case Progress(what, done, total):
@@ -175,4 +192,6 @@ class Loading:
         """What each measured, in the order of the peers, once all are ready."""
         while len(self._loaded) < len(self._peers):
             self.poll()
+        for peer in self._peers:
+            peer.meet_runs(RUNS_S)
         return [self._loaded[peer] for peer in self._peers]

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf.files import appearing
+from pipeinfer_cpp.json_file import read_records, write_records
 from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.models.registry import Speculation, user_toml
 from pipeinfer_cpp.options import Options
@@ -64,11 +64,9 @@ def keep(options: Options, settings: dict[str, Any]) -> Path:
         kept.append(Tuned(str(options.pair), machines, msgspec.convert(settings, Speculation)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        plain = [{**msgspec.to_builtins(t), "settings": known(t.settings)} for t in kept]
-        with appearing(path) as out:
-            out.write(msgspec.json.format(msgspec.json.encode(plain)) + b"\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+    write_records(path, [{**msgspec.to_builtins(t), "settings": known(t.settings)} for t in kept])
     return path
 
 
@@ -80,9 +78,4 @@ def known(settings: Speculation) -> dict[str, Any]:
 def _read(path: Path) -> list[Tuned]:
     if not path.exists():
         return []
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=list[Tuned])
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except msgspec.MsgspecError as error:
-        raise UserError(f"{path} is damaged ({error}): remove it, and run `pipeinfer tune` again.") from None
+    return read_records(path, Tuned, "is damaged (remove it, and run `pipeinfer tune` again)")

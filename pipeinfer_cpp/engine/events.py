@@ -9,6 +9,10 @@ from pipeinfer_cpp.engine.run import Run
 # ---------------------------------------------------------------------------------------- events
 
 
+LOST = -2
+"""Instead of a drawn token: the text ends here, with an error."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A turn of a slot begins: the whole token list of the conversation so far. What the cache already holds of
@@ -47,7 +51,8 @@ class StageReady:
 @dataclass(frozen=True, slots=True)
 class RunDone:
     """A run is back from the last stage: (token, log-probability) for each row that wanted a draw,
-    token -1 where the grammar forbids the row itself. A dead run may come back without draws."""
+    token -1 where the grammar forbids the row itself, LOST where the text's form cannot be kept behind it.
+    A dead run may come back without draws."""
 
     run: int
     draws: tuple[tuple[int, float], ...] = ()

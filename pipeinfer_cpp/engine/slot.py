@@ -212,6 +212,9 @@ class Slot:
         policy = self.speculation
         while self.phase in (PREFILL, DECODE) and (token := self.tree.root.draw) is not None:
             root = self.tree.root
+            if token == ev.LOST:
+                self._finish("form", root.pos + 1)
+                return
             if token < 0:
                 raise EngineError(f"the sampler refused a final token:\n{self._pipe.story(root.run or 0)}")
             hit = root.child(token)

@@ -24,13 +24,11 @@ from pipeinfer_cpp.gguf.digest import (
 from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing, cache_folder, locked, sweep
 from pipeinfer_cpp.gguf.one_pass import Extent
 from pipeinfer_cpp.gguf.plan import SlicePlan, slice_plan
+from pipeinfer_cpp.gguf.plan_keys import SLICER_VERSION
 from pipeinfer_cpp.gguf.source import Source
 from pipeinfer_cpp.gguf.splits import LayerRange
 from pipeinfer_cpp.gguf.writer import Written, check_room, write_slices
 from pipeinfer_cpp.machine import boot_id
-
-SLICER_VERSION = 3
-"""Goes up whenever the same layers of the same source would be written otherwise."""
 
 _SAMPLES, _SAMPLE_BYTES = 128, 4096
 
@@ -96,7 +94,8 @@ def cached_slices(
     if parts:
         folder = cache_folder("slices", cache_dir)
         key = hash_record(source.parts).stem
-        with locked(folder / f"{key}.lock"):
+        waiting = (lambda: progress(0, source.size_bytes)) if progress is not None else (lambda: None)
+        with locked(folder / f"{key}.lock", waiting=waiting):
             digest = remembered_hash(source.parts)
             if digest is None and _seen(folder, source):
                 digest = hash_files(source.parts, progress)  # a copy, it seems: its slices are here already
@@ -157,7 +156,7 @@ def _cut(
         fresh = [folder / f"{key}-{end}-{secrets.token_hex(4)}.gguf" for end in ends]
         with contextlib.ExitStack() as writing:
             files = [writing.enter_context(appearing(path, durable=False)) for path in fresh]
-            written, taken = write_slices(plans, files, whole=digest is None, progress=progress, each=each)
+            written, taken = write_slices(plans, files, source_sha256=digest, progress=progress, each=each)
             check_unchanged(source.parts, before, "cut")
             for path in fresh:
                 stack.callback(path.unlink, missing_ok=True)

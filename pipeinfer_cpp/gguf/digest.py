@@ -35,7 +35,9 @@ def hash_files(parts: Sequence[Path], progress: Progress | None = None) -> str:
     A second process that asks for the same files at the same time waits for the first. Raises
     PipeInferError when a part changes while it is read.
     """
-    with locked(hash_record(parts).with_suffix(".lock")):
+    size = sum(path.stat().st_size for path in parts)
+    waiting = (lambda: progress(0, size)) if progress is not None else (lambda: None)
+    with locked(hash_record(parts).with_suffix(".lock"), waiting=waiting):
         known = remembered_hash(parts)
         if known:
             return known

@@ -7,18 +7,22 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeinfer_cpp.cachedir import cache_dir
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.machine import suspended
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 PIECE = 4 << 20
 """Bytes read or written at a time: what keeps memory small whatever the size of a tensor."""
+QUIET = 2.0
+"""Seconds that a lock is waited for without a word."""
 
 
 @contextlib.contextmanager
@@ -57,20 +61,56 @@ _REASONS = {
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
     """Hold the lock file `path` (made when missing, never removed) against other processes.
 
     Yields whether it is held: not when `wait` is off and another process has it, nor where locks
-    cannot be had (a file system without them), and the caller must do without.
+    cannot be had (a file system without them), and the caller must do without. Who waits for longer than `QUIET`
+    logs a warning that names the process; `waiting` is called ten times a second and may raise to give up.
     """
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(path.open("ab"))
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            held = True
+            file = stack.enter_context(path.open("a+b"))
         except OSError:
-            held = False
+            yield False
+            return
+        held = _take(file, path, wait, waiting)
+        if held:
+            with contextlib.suppress(OSError):  # for those who wait: who it is
+                file.truncate(0)
+                file.write(str(os.getpid()).encode())
+                file.flush()
         yield held
+
+
+def _take(file: BinaryIO, path: Path, wait: bool, waiting: Callable[[], None]) -> bool:
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if not wait:
+                return False
+        except OSError:
+            return False
+        if not told and time.monotonic() - began > QUIET:
+            import logging  # where nobody set it up, it prints on stderr
+
+            told = True
+            logging.getLogger(__name__).warning("%s", _sentence(file, path))
+        waiting()
+        time.sleep(0.1)
+
+
+def _sentence(file: BinaryIO, path: Path) -> str:
+    file.seek(0)
+    try:
+        pid = int(file.read(20))
+    except ValueError:
+        return f"Waiting for another process, which cuts or reads the same model and holds {path}; Ctrl-C ends this."
+    how = f"is suspended (kill -CONT {pid} wakes it, kill -9 {pid} ends it)" if suspended(pid) else "is at it"
+    return f"Waiting for process {pid}, which cuts or reads the same model: it {how}; Ctrl-C ends this."
 
 
 def cache_folder(name: str, given: str | os.PathLike[str] | None = None) -> Path:

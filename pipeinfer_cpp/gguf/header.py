@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,9 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read one file. Raises UserError when it is missing, no GGUF, damaged or truncated."""
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for whoever writes to it
+            raise UserError(f"{path} is a pipe, a socket or a device: give the .gguf file of a model.")
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)

@@ -15,6 +15,13 @@ from pipeinfer_cpp.gguf.header import Key
 from pipeinfer_cpp.gguf.layers import SWA_PATTERN, SWA_WINDOW
 from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, KeyStep, Part
 
+SLICER_VERSION = 4
+"""Goes up whenever the same layers of the same source would be written otherwise."""
+SLICER = "pipeinfer.slice.slicer"
+SOURCE_SHA256 = "pipeinfer.slice.source_sha256"
+UNKNOWN = "0" * 64
+"""Stands for the source's hash until that is known, in as many bytes."""
+
 _U32, _BOOL = int(GGUFValueType.UINT32), int(GGUFValueType.BOOL)
 _TOKENIZER = "tokenizer.ggml.model"
 _EXTRA_NAMES, _EXTRA_VALUES = "general.tensor_extra.name", "general.tensor_extra.prec_a4"
@@ -78,6 +85,8 @@ def _description(part: Part) -> list[KeyStep]:
         ("end_layer", part.end, "says what was cut"),
         ("of_layers", part.source.n_layers, "says what was cut"),
         ("width", row_width(part.source), "floats in a row of hidden states"),
+        ("slicer", SLICER_VERSION, "a stage that is given the file must cut the same"),
+        ("source_sha256", UNKNOWN, "says of which file it is a slice; filled in when that has been read"),
     ]
     if not part.takes_tokens:
         values.append(("reads", rules.reads, "hidden states are written over this node of the graph"))

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import IO
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf.encoding import encode_string, pad
+from pipeinfer_cpp.gguf.encoding import STRING, encode_string, encode_value, pad
 from pipeinfer_cpp.gguf.files import Progress, appearing
 from pipeinfer_cpp.gguf.header import MAGIC, VERSION
 from pipeinfer_cpp.gguf.one_pass import Extent, Output, read_once
 from pipeinfer_cpp.gguf.plan import SlicePlan
+from pipeinfer_cpp.gguf.plan_keys import SOURCE_SHA256, UNKNOWN
 from pipeinfer_cpp.gguf.steps import LEFT_OUT, KeyStep, TensorStep
 
 
@@ -31,19 +32,25 @@ class Written:
     extents: tuple[Extent, ...]
 
 
-def write_slice(plan: SlicePlan, path: str | os.PathLike[str], progress: Progress | None = None) -> Written:
+def write_slice(
+    plan: SlicePlan,
+    path: str | os.PathLike[str],
+    progress: Progress | None = None,
+    source_sha256: str = UNKNOWN,
+) -> Written:
     """Write the slice to `path`, by way of a temporary name in the same folder.
 
-    Memory stays at a few megabytes whatever the model's size. `progress` is called with bytes
-    done and bytes in all. Raises UserError when the file cannot be written (no room, no folder,
-    or it is the source itself), PipeInferError when the source is cut short meanwhile.
+    `source_sha256` goes into it: only with that can a stage be given the file in place of the model. Memory
+    stays at a few megabytes whatever the model's size. `progress` is called with bytes done and bytes in all.
+    Raises UserError when the file cannot be written (no room, no folder, or it is the source itself),
+    PipeInferError when the source is cut short meanwhile.
     """
     target = Path(path)
     if any(target.exists() and target.samefile(part) for part in plan.source.parts):
         raise UserError(f"{target} is the model that is to be cut: choose another name for the slice.")
-    check_room(target, plan.file_bytes, "The slice needs", "or set PIPEINFER_CACHE to a folder on another disk")
+    check_room(target, plan.file_bytes, "The slice needs", "or choose another folder")
     with appearing(target) as out:
-        written, _ = write_slices([plan], [out], whole=False, progress=progress)
+        written, _ = write_slices([plan], [out], source_sha256=source_sha256, progress=progress)
     return written[0]
 
 
@@ -51,13 +58,14 @@ def write_slices(
     plans: Sequence[SlicePlan],
     files: Sequence[IO[bytes]],
     *,
-    whole: bool,
+    source_sha256: str | None,
     progress: Progress | None = None,
     each: Callable[[int, int, int], None] | None = None,
 ) -> tuple[list[Written], str]:
     """Write slices of one source into open files, in one pass over it.
 
-    `whole`: read all of the source and return its SHA-256 too (else ""). `progress` gets bytes read
+    `source_sha256` (64 hex digits) is written into them and returned; None: it is taken, so that all of the source is
+    read. `progress` gets bytes read
     and to read; `each` (slice, bytes written, bytes to write). Raises PipeInferError when the source
     is cut short meanwhile.
     """
@@ -80,12 +88,23 @@ def write_slices(
         if each:
             each(i, done, totals[i])
 
-    digest = read_once(plans[0].source.parts, outputs, whole=whole, progress=progress, each=tell) if plans else None
+    taken = read_once(plans[0].source.parts, outputs, whole=source_sha256 is None, progress=progress, each=tell)
+    digest = source_sha256 or taken or UNKNOWN
+    headers = [(_named(header, file, digest), size) for (header, size), file in zip(headers, files, strict=True)]
     written = [
         Written(size, len(header), hashlib.sha256(header).hexdigest(), tuple(v for _, v in sorted(out.checks.items())))
         for (header, size), out in zip(headers, outputs, strict=True)
     ]
-    return written, digest or ""
+    return written, digest
+
+
+def _named(header: bytes, file: IO[bytes], digest: str) -> bytes:
+    """The header with the source's hash in it, in the file too."""
+    key = encode_string(SOURCE_SHA256)
+    changed = header.replace(key + encode_value(STRING, UNKNOWN), key + encode_value(STRING, digest))
+    if changed != header:
+        os.pwrite(file.fileno(), changed, 0)
+    return changed
 
 
 def lay_out(

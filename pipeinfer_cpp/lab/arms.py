@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
@@ -43,7 +45,7 @@ def _arm(name: str) -> Arm:
     mode, _, technique = head.partition("-")
     if mode not in MODES:
         raise UserError(f"--modes {name}: {mode!r} is not one of {', '.join(MODES)}.")
-    changes: dict[str, object] = {"mode": mode, "ablate": frozenset()}
+    changes: dict[str, Any] = {"mode": mode, "ablate": frozenset()}
     if technique:
         if technique not in TECHNIQUES or mode != "async":
             raise UserError(f"--modes {name}: behind async- stands one of {', '.join(TECHNIQUES)}.")
@@ -59,6 +61,6 @@ def _arm(name: str) -> Arm:
     limits = {"draft_max": (1, 63)}
     for key, value in changes.items():
         low, high = limits.get(key, (0, 1))
-        if key not in ("mode", "ablate") and not low <= value <= high:  # type: ignore[operator]
+        if key not in ("mode", "ablate") and not low <= value <= high:
             raise UserError(f"--modes {name}: {key} must be between {low} and {high}.")
     return Arm(name, changes)

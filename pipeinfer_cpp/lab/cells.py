@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeinfer_cpp.chat_template import ChatTemplate
+from pipeinfer_cpp.conversation import Conversation
 from pipeinfer_cpp.lab.clusters import load_cluster
 from pipeinfer_cpp.lab.suites import Suite
 from pipeinfer_cpp.lab.sweep import Cell, parse_link
@@ -36,9 +37,12 @@ def options_of(base: Options, cell: Cell) -> Options:
             options = replace(options, links=(link,) * (options.n_stages + 1))
     if "draft" in values:
         options = replace(options, draft=_draft(values["draft"], options.models))
-    for key, kind in (("wire", str), ("branches", int), ("threads", int)):
-        if key in values:
-            options = replace(options, **{key: kind(values[key])})
+    if "wire" in values:
+        options = replace(options, wire=values["wire"])
+    if "branches" in values:
+        options = replace(options, branches=int(values["branches"]))
+    if "threads" in values:
+        options = replace(options, threads=int(values["threads"]))
     options.check()
     return options
 
@@ -53,13 +57,13 @@ def _draft(text: str, models: str | Path | None) -> Path:
 
 
 def tokens_of(pipeline: Pipeline, suite: Suite, n: int) -> list[list[int]]:
-    """The first n prompts as tokens; questions in the model's chat template, where it has one."""
+    """The first n prompts as tokens; questions in the model's chat template, where it has one,
+    and as a chat would ask them: nothing in them counts as a control token."""
     plan, vocabulary = pipeline.plan, pipeline.vocabulary
     source = plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)
     prompts: Sequence[str] = suite.prompts[:n]
     if suite.chat and source:
         template = ChatTemplate(source, bos=vocabulary.name(vocabulary.bos), eos=vocabulary.name(vocabulary.eos))
-        rendered = [template.render([{"role": "user", "content": text}]) for text in prompts]
-        begins = vocabulary.name(vocabulary.bos)
-        return [vocabulary.tokenize(t, begin=not (begins and t.startswith(begins))) for t in rendered]
+        n_ctx = pipeline.settings.n_ctx
+        return [Conversation(template, vocabulary, n_ctx).ask(text, reserve=0).tokens for text in prompts]
     return [vocabulary.tokenize(text, begin=True) for text in prompts]

@@ -148,10 +148,10 @@ def compare(
 def _kl(p_logits: NDArray[np.float32], q_logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """KL(p || q) of each row, nats."""
     p, q = _log_softmax(p_logits), _log_softmax(q_logits)
-    return np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0)
+    return np.asarray(np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0), np.float64)
 
 
 def _log_softmax(x: NDArray[np.float32]) -> NDArray[np.float64]:
     y = x.astype(np.float64)
     y -= y.max(axis=1, keepdims=True)
-    return y - np.log(np.exp(y).sum(axis=1, keepdims=True))
+    return np.asarray(y - np.log(np.exp(y).sum(axis=1, keepdims=True)), np.float64)

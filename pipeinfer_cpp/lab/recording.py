@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.json_file import read_records, write_records
 from pipeinfer_cpp.sim.worlds import Guess, Replay
+
+if TYPE_CHECKING:
+    from pipeinfer_cpp.llama.context import SliceContext
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -68,37 +73,23 @@ def record(
 
 
 def save(path: Path, recordings: Sequence[Recording]) -> None:
-    try:
-        path.write_bytes(msgspec.json.encode(recordings) + b"\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+    write_records(path, recordings, lines=False)
 
 
 def load(path: Path) -> list[Recording]:
     """Raises UserError where it is no recording."""
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=list[Recording])
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except msgspec.MsgspecError as error:
-        raise UserError(f"{path} is no recording of `pipeinfer bench --record`: {error}.") from None
+    found = read_records(path, Recording, "is no recording of `pipeinfer bench --record`")
     if not found or any(len(r.text) != len(r.guesses) or not r.prompt or not r.text for r in found):
         raise UserError(f"{path} is no recording of `pipeinfer bench --record`: it has no text, or no guesses for it.")
     return found
 
 
-class _Context:
-    """What is used of llama.context.SliceContext."""
-
-    def clear(self) -> None: ...
-    def decode(self, *arrays: NDArray[np.generic]) -> NDArray[np.float32]: ...  # type: ignore[empty-body]
+def _row(context: SliceContext, token: int, pos: int) -> NDArray[np.float32]:
+    logits = context.decode(np.array([token], np.int32), np.array([pos], np.int32), np.zeros(1, np.int32))
+    return np.asarray(logits[0], np.float32)
 
 
-def _row(context: _Context, token: int, pos: int) -> NDArray[np.float32]:
-    return context.decode(np.array([token], np.int32), np.array([pos], np.int32), np.zeros(1, np.int32))[0]
-
-
-def _prefill(context: _Context, tokens: list[int], chunk: int = 64) -> NDArray[np.float32]:
+def _prefill(context: SliceContext, tokens: list[int], chunk: int = 64) -> NDArray[np.float32]:
     """In chunks, as the engine does it: the logits behind the last token."""
     logits = np.empty(0, np.float32)
     for a in range(0, len(tokens), chunk):
@@ -111,7 +102,7 @@ def _prefill(context: _Context, tokens: list[int], chunk: int = 64) -> NDArray[n
     return logits
 
 
-def _continue(context: _Context, prompt: list[int], n: int, eog: frozenset[int]) -> list[int]:
+def _continue(context: SliceContext, prompt: list[int], n: int, eog: frozenset[int]) -> list[int]:
     context.clear()
     logits = _prefill(context, prompt)
     text: list[int] = []
@@ -123,7 +114,7 @@ def _continue(context: _Context, prompt: list[int], n: int, eog: frozenset[int])
     return text
 
 
-def _guesses(context: _Context, tokens: list[int], n_prompt: int) -> list[tuple[int, float, int, float]]:
+def _guesses(context: SliceContext, tokens: list[int], n_prompt: int) -> list[tuple[int, float, int, float]]:
     context.clear()
     out = []
     for pos in range(len(tokens) - 1):

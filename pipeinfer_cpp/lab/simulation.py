@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Virtual:
     ) -> dict[str, Measurement]:
         """`off`, `sync` with the best of these draft lengths, and `async`."""
 
-        def arm(**changes: object) -> Measurement:
+        def arm(**changes: Any) -> Measurement:
             return pooled([self.run(task, replace(base, **changes)) for task in tasks])
 
         sync = {f"sync, draft {k}": arm(mode="sync", draft_max=k) for k in lengths}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.json_file import read_records, write_records
 from pipeinfer_cpp.lab.bench import Comparison
 from pipeinfer_cpp.lab.receipt import digest
 from pipeinfer_cpp.net.messages import WIRES
@@ -90,12 +90,7 @@ class Notebook:
         self.done[key] = Done(str(cell), key, comparison)
         if self.path is None:
             return
-        partial = self.path.with_name(self.path.name + ".part")
-        try:
-            partial.write_bytes(msgspec.json.format(msgspec.json.encode(list(self.done.values()))) + b"\n")
-            os.replace(partial, self.path)
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}.") from None
+        write_records(self.path, list(self.done.values()))
 
     def missing(self, cells: list[Cell], configuration: object) -> Iterator[tuple[Cell, str]]:
         for cell in cells:
@@ -106,9 +101,4 @@ class Notebook:
 
 def read_cells(path: Path) -> list[Done]:
     """Raises UserError where the file is no result of a bench."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=list[Done])
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except msgspec.MsgspecError as error:
-        raise UserError(f"{path} is no result of `pipeinfer bench`: {error}.") from None
+    return read_records(path, Done, "is no result of `pipeinfer bench`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.llama.abort import AbortFlag
 from pipeinfer_cpp.llama.graph_nodes import GraphNodes
-from pipeinfer_cpp.llama.library import as_pointer, lib, log_text, start
+from pipeinfer_cpp.llama.library import as_pointer, check_gpu, lib, log_text, start
 from pipeinfer_cpp.llama.node_values import NodeValues
 from pipeinfer_cpp.llama.residency import release_file_pages
 
@@ -48,19 +49,33 @@ class SliceContext:
         n_threads: int = 1,
         n_gpu_layers: int = 0,
         watched: bool = False,
+        progress: Callable[[float], None] | None = None,
     ) -> None:
+        """`progress` is called with the share of the file that is loaded, 0 to 1; what it raises ends the load."""
         start()
-        if n_gpu_layers and not lib.llama_supports_gpu_offload():
-            raise UserError(
-                "llama.cpp was built without a GPU backend here: leave --gpu-layers out, or build it with one."
-            )
+        check_gpu(n_gpu_layers)
         self.n_ubatch = n_ubatch
         self.abort = AbortFlag()
         self._model: Any = None
         self._ctx: Any = None
         model_params = lib.llama_model_default_params()
         model_params.n_gpu_layers = n_gpu_layers
+        stopped: list[BaseException] = []
+
+        def loading(share: float, _data: Any) -> bool:
+            try:
+                if progress is not None:
+                    progress(share)
+            except BaseException as error:  # none gets through llama.cpp
+                stopped.append(error)
+            return not stopped
+
+        callback = lib.llama_progress_callback(loading)
+        model_params.progress_callback = callback
         self._model = lib.llama_model_load_from_file(str(Path(path)).encode(), model_params)
+        if stopped:
+            self.close()
+            raise stopped[0]
         if not self._model:
             raise UserError(f"llama.cpp could not load {path}: {log_text(3)}")
         release_file_pages(path)

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.errors import FormLost, UserError
 from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.llama.schema import names_tokens, reason
 
 _N_MASKS = 64  # that are remembered: 32 KiB each with a vocabulary of 262144
+
+_FEW = 256  # that are checked one by one
 
 _ENDED = -1
 """The point behind a token that ends the text: only such tokens may follow."""
@@ -35,19 +37,19 @@ class Guide:
             self._points.check()
 
     def allowed(self, ids: NDArray[Any]) -> NDArray[np.int32]:
-        """Those of the token `ids` that may come next, in their order."""
-        mask = self._points.mask(self._at)
-        kept: NDArray[np.int32] = ids[(mask[ids >> 3] >> (ids & 7).astype(np.uint8)) & 1 == 1]
+        """Those of the token `ids` that may come next, in their order. A few are asked for one by one."""
+        kept: NDArray[np.int32] = ids[self._points.allowed(self._at, ids)]
         return kept
 
     def all_allowed(self) -> NDArray[np.int32]:
         """All tokens that may come next, ascending."""
         mask = self._points.mask(self._at)
-        return np.flatnonzero(np.unpackbits(mask, count=self._points.n_vocab, bitorder="little")).astype(np.int32)
+        bits = np.unpackbits(mask, count=self._points.n_vocab, bitorder="little")
+        return np.flatnonzero(bits.view(np.bool_)).astype(np.int32)  # ten times as fast as of bytes
 
     def accept(self, token: int) -> bool:
         """Go on by `token`. False, and no change, when it is forbidden."""
-        if not self._points.allows(self._at, token):
+        if not self._points.allowed(self._at, np.array([token]))[0]:
             return False
         self._at = self._points.behind(self._at, token)
         return True
@@ -94,14 +96,21 @@ class _Points:
                 self._points.append((point, token, self._points[point][2] + 1))
             return number
 
-    def allows(self, point: int, token: int) -> bool:
+    def allowed(self, point: int, ids: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether each of `ids` may follow. A single check takes about 1 us, a mask of 262144 tokens 7 to 2500 us."""
         with self._lock:
-            known = point == _ENDED or point in self._masks
-            if not known and token not in self._ends:  # llguidance's own check knows no ends
+            if point != _ENDED and point not in self._masks and len(ids) <= _FEW:
                 self._open()
                 self._go(point)
-                return bool(self._matcher.validate_tokens([token]) == 1)
-        return bool(self.mask(point)[token >> 3] >> (token & 7) & 1)
+                check, ends = self._matcher.validate_tokens, self._ends
+                found = [
+                    (t in ends and self._matcher.is_accepting()) or check([t]) == 1  # its check knows no ends
+                    for t in ids.tolist()
+                ]
+                self._still_well()
+                return np.array(found, np.bool_)
+        mask = self.mask(point)
+        return np.asarray((mask[ids >> 3] >> (ids & 7).astype(np.uint8)) & 1 == 1)
 
     def mask(self, point: int) -> NDArray[np.uint8]:
         """A bit for each token, the lowest first."""
@@ -155,7 +164,7 @@ class _Points:
         if self._matcher.is_error():
             said = reason(self._matcher.get_error())
             self._matcher, self._stands = None, 0
-            raise PipeInferError(f"The text cannot be kept to its form any further: {said}.")
+            raise FormLost(f"The text cannot be kept to its form any further: {said}. Ask for a simpler form.")
 
 
 _making = threading.Lock()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.errors import FormLost, PipeInferError
 from pipeinfer_cpp.llama.guide import Guide
 from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.llama.sampler import Draw, Sampler
@@ -31,6 +32,8 @@ class PathSamplers:
         self._base: Sampler | None = None  # stands behind the last final node, the root
         self._root = 0
         self._awaited: int | None = None
+        self._lost: FormLost | None = None
+        self._drawn: dict[int, int] = {}  # behind the root and the nodes below it
         self._nodes: dict[int, tuple[int, int]] = {}  # below the root: (parent, token), parents first
         self._tips: dict[int, Sampler] = {}
         self._helper: ThreadPoolExecutor | None = None  # finds out what is allowed, while the stage decodes
@@ -44,34 +47,40 @@ class PathSamplers:
         self.close()
         self._base = Sampler(self._vocab, self._n_vocab, sampling, pieces=self._pieces)
         self._base.feed_prompt(prompt_tokens)
-        self.look_ahead(())
+        if (guide := self._base.guide()) is not None:
+            self._help(guide.prepare)
 
     def look_ahead(self, rows: Sequence[tuple[int, int, int]]) -> None:
         """Find out, in another thread, what is allowed behind `rows`: (node, parent, token) of draws to come.
 
-        Draws are the same without it, and come later.
+        Draws are the same without it, and come later. Greedy ones ask for a few tokens, which takes no time.
         """
-        guide = self._base.guide() if self._base is not None else None
+        guide = self._base.guide() if self._base is not None and not self._base.few_looked_at else None
         if guide is None:
             return
-        self._helper = self._helper or ThreadPoolExecutor(1, "allowed")
         parents = {parent for _, parent, _ in rows}
         ways = {p: self._path(p) for p in parents if p == self._root or p in self._nodes}
-        self._helps = self._helper.submit(_look_ahead, guide, self._root, ways, tuple(rows))
+        root = self._root
+        self._help(lambda: _look_ahead(guide, root, ways, tuple(rows)))
 
     def draw(self, node: int, parent: int, token: int, pos: int, logits: NDArray[np.float32]) -> Draw | None:
         """What follows `node`, which carries `token` at position `pos` below `parent` (ignored for node 0).
 
         `logits` is `float32[n_vocab]`. None: the row is dead, as the grammar forbids `token` there or
-        `parent` is not on a live path.
+        `parent` is not on a live path. Raises FormLost where that cannot be told; other rows may go on.
         """
         assert self._base is not None, "draw() before begin()"
         if self._base.stateless:
             return self._base.sample(logits, pos + 1)
+        if self._lost is not None:
+            raise self._lost
         sampler = self._reach(node, parent, token)
         if sampler is None:
+            if self._drawn.get(parent) == token:  # llguidance is at its limits, and does not say so
+                raise FormLost("The text cannot be kept to its form any further. Ask for a simpler form.")
             return None
         drawn = sampler.sample(logits, pos + 1)
+        self._drawn[node] = drawn.token
         if node == self._awaited:
             self.final(node)
         return drawn
@@ -84,8 +93,12 @@ class PathSamplers:
         if node not in self._nodes:
             self._awaited = node
             return
-        for token in self._path(node):
-            self._base.accept(token)
+        try:
+            for token in self._path(node):
+                self._base.accept(token)
+        except FormLost as error:
+            self._lost = error
+            return
         kept = {node}
         nodes = self._nodes
         self._nodes = {}
@@ -95,6 +108,7 @@ class PathSamplers:
                 self._nodes[child] = (parent, token)
         for tip in [t for t in self._tips if t not in kept]:
             self._tips.pop(tip).close()
+        self._drawn = {n: token for n, token in self._drawn.items() if n in kept}
         self._root, self._awaited = node, None
 
     def close(self) -> None:
@@ -105,13 +119,17 @@ class PathSamplers:
         for sampler in (self._base, *self._tips.values()):
             if sampler is not None:
                 sampler.close()
-        self._base, self._root, self._awaited = None, 0, None
-        self._nodes, self._tips = {}, {}
+        self._base, self._root, self._awaited, self._lost = None, 0, None, None
+        self._nodes, self._tips, self._drawn = {}, {}, {}
 
     @property
     def size(self) -> tuple[int, int]:
         """Nodes below the last final one, and samplers held for them."""
         return len(self._nodes), len(self._tips)
+
+    def _help(self, work: Callable[[], None]) -> None:
+        self._helper = self._helper or ThreadPoolExecutor(1, "allowed")
+        self._helps = self._helper.submit(_quietly, work)
 
     def _reach(self, node: int, parent: int, token: int) -> Sampler | None:
         """The sampler that stands behind `node`, or None for a dead one."""
@@ -150,20 +168,21 @@ def _look_ahead(
 ) -> None:
     """`ways`: tokens from the root to each parent that is known already."""
     known: dict[int, Guide] = {}
-    try:
-        if not rows or any(node == root for node, _, _ in rows):
+    for node, parent, token in rows:
+        if node == root:
             guide.prepare()
-        for node, parent, token in rows:
-            if node == root:
-                continue
-            if parent not in known and parent in ways:
-                there = guide.clone()
-                if all(there.accept(t) for t in ways[parent]):
-                    known[parent] = there
-            if parent in known:
-                here = known[parent].clone()
-                if here.accept(token):
-                    here.prepare()
-                    known[node] = here
-    except PipeInferError:  # the draw itself will meet it, and say so
-        pass
+            continue
+        if parent not in known and parent in ways:
+            there = guide.clone()
+            if all(there.accept(t) for t in ways[parent]):
+                known[parent] = there
+        if parent in known:
+            here = known[parent].clone()
+            if here.accept(token):
+                here.prepare()
+                known[node] = here
+
+
+def _quietly(work: Callable[[], None]) -> None:
+    with contextlib.suppress(PipeInferError):  # the draw itself will meet it, and say so
+        work()

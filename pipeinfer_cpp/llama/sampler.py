@@ -119,6 +119,11 @@ class Sampler:
         """What llguidance allows here, to be asked ahead of time; None without it."""
         return self._grammar.clone() if isinstance(self._grammar, Guide) else None
 
+    @property
+    def few_looked_at(self) -> bool:
+        """Whether a draw looks at few tokens only, so that it need not know all that are allowed."""
+        return self._shared.sampling.greedy
+
     def feed_prompt(self, tokens: Iterable[int]) -> None:
         """Let the penalties see `tokens`. The grammar starts behind them."""
         if self._shared.sampling.penalises:
@@ -192,10 +197,7 @@ class Sampler:
             self._shared.scratch[token] = -math.inf
             ranked = [token, int(self._shared.scratch.argmax())]
         else:
-            head = top_superset(x, 8)
-            ids = self._grammar.allowed(head)
-            if not len(ids) and len(head) < len(x):
-                ids = self._grammar.all_allowed()
+            ids = self._best_allowed(self._grammar, x, 1, 8)
             ranked = ids[np.argsort(-x[ids], kind="stable")[:2]].tolist()
         ranked = [t for t in ranked if x[t] > -math.inf]
         logprobs = [float(logits[t]) - log_total for t in ranked]
@@ -209,7 +211,7 @@ class Sampler:
         if not len(left):
             return self._end(logits, log_total)
         weight = _softmax(scaled)
-        noisy = scaled + gumbel(self._shared.sampling.seed, pos, left)
+        noisy = scaled + gumbel(max(self._shared.sampling.seed, 0), pos, left)
         i = int(noisy.argmax())
         token, prob, second, second_prob = int(left[i]), float(weight[i]), -1, 0.0
         if len(left) > 1:
@@ -224,7 +226,7 @@ class Sampler:
         assert shared.filters is not None
         ids: NDArray[Any] | None = None
         if self._grammar is not None:
-            ids = self._allowed(self._grammar, x)
+            ids = self._best_allowed(self._grammar, x, s.top_k, max(_HEAD, s.top_k))
         elif s.top_k > 0:
             ids = top_superset(x, s.top_k)
         if s.typical_p < 1.0:  # llama.cpp's typical computes 0 * log 0 below that
@@ -237,14 +239,18 @@ class Sampler:
         shared.candidates.apply(shared.filters)
         return shared.candidates.ids, shared.candidates.logits.astype(np.float64)
 
-    def _allowed(self, grammar: Grammar | Guide, x: NDArray[np.float32]) -> NDArray[Any]:
-        """What the grammar leaves: all of it, or enough of the best that top-k cannot see more."""
-        top_k = self._shared.sampling.top_k
-        if top_k > 0:
-            ids = grammar.allowed(head := top_superset(x, max(_HEAD, top_k)))
-            if len(ids) >= top_k or len(head) == len(x):
-                return ids
-        return grammar.all_allowed()
+    def _best_allowed(self, grammar: Grammar | Guide, x: NDArray[np.float32], k: int, n_head: int) -> NDArray[np.int32]:
+        """Of what the grammar leaves at least the `k` best (ties included; all of it where `k` <= 0). The best
+        `n_head` are shown to it before the whole vocabulary is."""
+        if k <= 0:
+            return grammar.all_allowed()
+        head = top_superset(x, n_head)
+        ids = grammar.allowed(head)
+        if len(ids) >= k or len(head) == len(x):
+            return ids
+        ids = grammar.all_allowed()
+        best: NDArray[np.int32] = ids[top_superset(x[ids], k + 1)]
+        return best
 
     def _end(self, logits: NDArray[np.float32], log_total: float) -> Draw:
         """The draw where nothing is allowed: the text ends."""

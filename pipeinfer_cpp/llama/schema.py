@@ -66,6 +66,11 @@ def _checked(text: str, kind: str) -> str:
     wrong, messages = _matcher().validate_grammar_with_warnings(text)
     if not wrong:
         return text
+    if messages[0].startswith('Unimplemented keys: ["uniqueItems"]'):
+        raise UserError(
+            'invalid JSON schema: "uniqueItems" cannot be kept while a text is written; leave it out '
+            "(in Pydantic: a list, not a set), and drop what comes twice afterwards."
+        )
     if unknown := re.match(r"Unimplemented keys: \[(.*)\]", messages[0]):
         raise UserError(f"invalid JSON schema: {unknown[1]} cannot be kept while a text is written; leave it out.")
     if messages[0].startswith("oneOf constraints are not supported"):

@@ -22,6 +22,8 @@ several threads single rows take another kernel from 512 padded cells on), and p
 BEHIND = 2
 """Rows that are used behind the widest run."""
 
+OFF = 1.3
+"""By more than this factor samples and slice do not differ unless one of them was disturbed."""
 _BRIEF = 0.2
 """Seconds within which the times are taken a second time."""
 
@@ -82,13 +84,27 @@ def plausible(seconds: Mapping[int, float]) -> dict[int, float]:
     return {w: min(found[w], w * found[widths[0]] / widths[0]) for w in widths}
 
 
-def row_seconds(ctx: SliceContext, n: int = 3) -> float:
-    """Seconds of one row on this context, the shortest of `n`. It brings the model's pages in, too."""
-    bench = _Bench(ctx, 1, [7], only_cells=False)
-    for i in range(n):
-        bench.time_row(i)
-    ctx.clear()
-    return bench.seconds[1]
+def slice_seconds(ctx: SliceContext, few: int = 4, n: int = 3) -> dict[int, float]:
+    """Seconds of one row and of a `few` on this context, the shortest of `n` each. It brings the pages in, too."""
+    bench = _Bench(ctx, few, [7], only_cells=False)
+    for _ in range(n):  # in turn, so that a busy moment hits both
+        for width in sorted({1, few}):
+            bench.time_rows(width)
+    return bench.seconds
+
+
+def bent(curve: Mapping[int, float], seen: Mapping[int, float]) -> tuple[dict[int, float], bool]:
+    """A stage's curve of samples that were looked at once, as its slice itself says it is: `seen` are its own times
+    of one row and of a few. The first sets the level. Where the few are off by more than OFF, what a further row
+    costs is set by them, and True says that the samples were looked at on a machine that was busy now and then."""
+    row, few = seen[1], max(seen)
+    level = {w: s * row / curve[1] for w, s in curve.items()}
+    if few not in level or 1 / OFF <= seen[few] / level[few] <= OFF:
+        return level, False
+    said, further = level[few] - row, max(seen[few] - row, 0.0)
+    if said <= 0.0:
+        return {w: row + further * (w - 1) / (few - 1) for w in level}, True
+    return {w: max(row + (s - row) * further / said, row) for w, s in level.items()}, True
 
 
 class _Bench:
@@ -140,7 +156,7 @@ class _Bench:
                 self._timed(0, first)
                 self._timed(first, second)
                 self.back()
-            self.time_row(0)
+            self._timed(0, 1)
             self.back()
 
     def _odd(self) -> bool:
@@ -148,8 +164,10 @@ class _Bench:
         likely = plausible(self.seconds)
         return any(seconds > 1.5 * likely[width] for width, seconds in self.seconds.items())
 
-    def time_row(self, at: int) -> None:
-        self._timed(at, 1)
+    def time_rows(self, width: int) -> None:
+        """From an empty context on, which it leaves empty."""
+        self._timed(0, width)
+        self._ctx.clear()
 
     def compare(self) -> None:
         """Lessen `widest` to where every width gives the bits of single rows at this depth."""

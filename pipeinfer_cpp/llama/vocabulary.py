@@ -40,8 +40,9 @@ class Vocabulary:
         return Pieces(self.pointer, self.size)
 
     def tokenize(self, text: str, *, begin: bool = False, special: bool = True) -> list[int]:
-        """Token ids of the text. `begin`: with the model's own start token, where it wants one (and never with
-        an end token, which some models ask for: a text is to go on behind its prompt).
+        """Token ids of the text. `begin`: with the model's own start token, where it wants one and the text does
+        not begin with it (and never with an end token, which some models ask for: a text is to go on behind its
+        prompt).
         `special`: names of control tokens in the text count as such."""
         self._check_open()
         data = text.encode()
@@ -54,6 +55,8 @@ class Vocabulary:
         tokens = list(buffer[:n])
         if begin and lib.llama_vocab_get_add_eos(self.pointer) and tokens[-1:] == [self.eos]:
             tokens.pop()  # llama.cpp appended it
+        if begin and self.adds_bos and special and tokens[:2] == [self.bos, self.bos]:
+            del tokens[0]  # the text has its own
         return tokens
 
     def control_tokens(self, names: Sequence[str]) -> frozenset[int]:

@@ -63,7 +63,7 @@ def asking(repo: str, name: str | None = None) -> Iterator[None]:
         raise PipeInferError(f"{full} could not be fetched ({_reason(error)}). {_AGAIN}") from error
 
 
-_AGAIN = "Try again: what has arrived is kept."
+_AGAIN = "Try again: the download continues where it stopped."
 
 
 def _reason(error: BaseException) -> str:
@@ -76,13 +76,13 @@ def _reason(error: BaseException) -> str:
     host = f"Hugging Face at {_endpoint()}"
     for one in causes:
         if isinstance(one, socket.gaierror):
-            return f"{host} is not found: is this machine online?"
+            return f"{host} cannot be found: is this machine online?"
         if isinstance(one, ConnectionRefusedError):
             return f"{host} refuses the connection"
         if isinstance(one, TimeoutError) or "Timeout" in type(one).__name__:
             return f"{host} does not answer"
         if isinstance(one, OSError) and one.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
-            return f"{host} is not reached: is this machine online?"
+            return f"{host} cannot be reached: is this machine online?"
         if isinstance(one, OSError) and one.errno == errno.ENOSPC:
             return "the disk is full"
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
@@ -143,7 +143,11 @@ def _fetch(url: str, headers: dict[str, str], blob: Path, name: str, size: int, 
             f"{name} needs {(size - done) / 1e9:.1f} GB, and {part.parent} has {free / 1e9:.1f} GB left: "
             "free some space, or set HF_HOME to a folder on another disk."
         )
-    report = (lambda n: progress(name, n, size)) if progress else (lambda n: None)
+
+    def report(n: int) -> None:
+        if progress is not None:
+            progress(name, n, size)
+
     report(done)
     with _Counted(part, report) as file:
         http_get(url, file, resume_size=done, headers=headers, expected_size=size)
@@ -184,7 +188,7 @@ def _quiet() -> Iterator[None]:
     from huggingface_hub import utils as hub
 
     level, bars = hub.logging.get_verbosity(), not hub.are_progress_bars_disabled()
-    hub.logging.set_verbosity_error()
+    hub.logging.set_verbosity(hub.logging.ERROR)
     if bars:
         hub.disable_progress_bars()
     try:

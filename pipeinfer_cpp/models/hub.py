@@ -68,7 +68,7 @@ class _Model:
 def _parse(name: str) -> tuple[str, str | None]:
     match = _NAME.fullmatch(name)
     if match is None:
-        raise UserError(f"{name!r} is no name on Hugging Face: write OWNER/REPO or OWNER/REPO:QUANT.")
+        raise UserError(f"{name!r} is not a name on Hugging Face: write OWNER/REPO or OWNER/REPO:QUANT.")
     return match["repo"], match["which"]
 
 
@@ -93,7 +93,7 @@ def _choose(repo: str, which: str | None, sizes: Mapping[str, int]) -> ModelFile
     ]  # fmt: skip
     missing = [name for name in names if name not in sizes]
     if missing:
-        raise UserError(f"{repo} lacks {missing[0]}, a part of {model.first}: choose another model of it.")
+        raise UserError(f"{repo} lacks {missing[0]}, a part of {model.first}: choose another file.")
     size = sum(sizes[name] for name in names)
     return ModelFile(repo=repo, file=model.first, parts=model.parts, size=size_text(size) if size else None)
 

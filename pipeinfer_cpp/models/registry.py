@@ -85,7 +85,9 @@ class Pair:
             raise UserError(f"The pair {self.name} has no {part}.")
         here = model.local()
         if here is None and model.path is not None:
-            raise UserError(f"The {part} of {self.name}, {model.path}, does not exist: mend its path in models.toml.")
+            raise UserError(
+                f"The {part} of {self.name}, {model.path}, does not exist: correct its path in models.toml."
+            )
         if here is None:
             raise UserError(
                 f"The {part} of {self.name} is not on this machine: run `pipeinfer models pull {self.name}`."

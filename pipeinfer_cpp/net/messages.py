@@ -14,7 +14,7 @@ from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sampling import Sampling
 
-PROTOCOL = 5
+PROTOCOL = 6
 WIRES = ("f32", "f16", "bf16", "q8", "q4")
 """Names of the codecs in `net.codecs`."""
 
@@ -263,7 +263,10 @@ class StageReady(Message, frozen=True):
 
 
 class RunBack(Message, frozen=True):
-    """From the last stage: token and log-probability for each row that wanted a draw."""
+    """From the last stage: token and log-probability for each row that wanted a draw.
+
+    `lost`: why the text's form cannot be kept behind rows whose token is LOST.
+    """
 
     run: int
     dead: bool
@@ -271,6 +274,7 @@ class RunBack(Message, frozen=True):
     memory: dict[str, float] = {}
     held: dict[str, tuple[int, ...]] = {}
     sent: float = 0.0
+    lost: str = ""
 
 
 class Drafted(Message, frozen=True):

@@ -65,4 +65,7 @@ def _say(proof: Proof) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from pipeinfer_cpp.errors import naming_options
+
+    with naming_options():
+        main()

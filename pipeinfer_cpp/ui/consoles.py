@@ -15,8 +15,13 @@ _UNSAFE = {c: None for c in (*range(32), 127, *range(128, 160)) if chr(c) not in
 _ESCAPED = {c: f"\\x{c:02x}" for c in _UNSAFE}
 
 
+_ENDLESS = 10_000
+
+
 def out() -> Console:
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Where stdout is no terminal, lines are as long as they need to be: whoever reads them wants whole paths."""
+    piped = not sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=piped, width=_ENDLESS if piped else None)
 
 
 def err() -> Console:
@@ -53,6 +58,11 @@ def printable(text: str) -> str:
 def escaped(text: str) -> str:
     """With control characters written out: names, templates and errors may come from a model's file."""
     return text.translate(_ESCAPED)
+
+
+def shown(value: object, style: str = "") -> Text:
+    """What a model's file may have said, for a table."""
+    return Text(escaped(str(value)), style)
 
 
 def writer() -> Callable[..., None]:

@@ -65,8 +65,9 @@ def limits_lines(found: Limits, reached: float) -> list[str]:
     """The analytic limits, and how close the engine comes."""
     lines = [
         f"limit of the pipeline (slowest stage or link, best width)  {found.pipeline:8.2f} tokens/s",
-        f"limit of the draft (its own speed, and off beside it)      {found.draft:8.2f} tokens/s",
     ]
+    if found.draft is not None:
+        lines.append(f"limit of the draft (its own speed, and off beside it)      {found.draft:8.2f} tokens/s")
     if found.acceptance is not None:
         lines.append(f"limit of the acceptance (1 / (1 - a) tokens a miss)        {found.acceptance:8.2f} tokens/s")
     lines.append(f"async reaches {100 * reached / found.bound:.0f}% of the lowest of them.")

@@ -14,6 +14,7 @@ from pipeinfer_cpp.memory import Memory, memory
 from pipeinfer_cpp.models import ModelFile, Pair, Registry
 from pipeinfer_cpp.models.hub import name_of
 from pipeinfer_cpp.models.sizes import size_text
+from pipeinfer_cpp.ui.consoles import shown
 
 _BESIDE = 600_000_000
 """Bytes that a small pipeline needs beside its weights."""
@@ -26,14 +27,14 @@ def models_table(registry: Registry, others: Sequence[ModelFile]) -> Table:
     for column in ("pair", "what it is", "target", "draft", "on this machine", "fits"):
         table.add_column(column, overflow="fold")
     for pair in registry.pairs.values():
-        here = Text("no: " + pair.reason, "red") if not pair.supported else _here(pair)
+        here = shown("no: " + pair.reason, "red") if not pair.supported else _here(pair)
         sizes = _size(pair.target), _size(pair.draft)
-        table.add_row(Text(pair.name, "bold"), Text(pair.description), *sizes, here, _fits_text(pair.files, total))
+        table.add_row(shown(pair.name, "bold"), shown(pair.description), *sizes, here, _fits_text(pair.files, total))
     for model in others:
         size, fits = _size(model), _fits_text([model], total)
-        table.add_row(Text(name_of(model), "bold"), Text("fetched"), size, Text(""), Text("yes", "green"), fits)
+        table.add_row(shown(name_of(model), "bold"), Text("fetched"), size, Text(""), Text("yes", "green"), fits)
     if total is not None:
-        table.caption = Text(f"fits: into this machine's memory of {size_text(total.total)}, all stages together")
+        table.caption = Text(f"'fits': into this machine's memory of {size_text(total.total)}, all stages together")
         table.caption_justify = "left"
     return table
 
@@ -67,7 +68,7 @@ def slices_table(slices: Sequence[KeptSlice], going: Mapping[KeptSlice, str], *,
         of = kept.source.name if kept.source is not None else kept.path.name
         why = going.get(kept)
         fate = Text(why, "yellow") if why is not None else Text("stays", "dim")
-        table.add_row(Text(of), f"{kept.layers} of {kept.of_layers}", size_text(kept.size), used, fate)
+        table.add_row(shown(of), f"{kept.layers} of {kept.of_layers}", size_text(kept.size), used, fate)
     return table
 
 

@@ -12,13 +12,14 @@ from rich.text import Text
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, check_pair, even_split, fit_split, slice_plan
 from pipeinfer_cpp.models import Pair
+from pipeinfer_cpp.ui.consoles import escaped, shown
 
 
 def pair_lines(pair: Pair) -> Text:
     """Name, description and what its entry sets."""
     given = {name: value for name in pair.speculation.__struct_fields__
              if (value := getattr(pair.speculation, name)) is not None}  # fmt: skip
-    text = Text(pair.name, "bold").append(f"  {pair.description}", "default not bold")
+    text = shown(pair.name, "bold").append(escaped(f"  {pair.description}"), "default not bold")
     if given:
         settings = ", ".join(f"{name} {value}" for name, value in given.items())
         text.append(f"\nspeculation: {settings}", "default not bold")
@@ -26,10 +27,12 @@ def pair_lines(pair: Pair) -> Text:
 
 
 def source_table(source: Source, title: str = "") -> Table:
-    table = Table(show_header=False, title=title or None, title_justify="left")
+    table = Table(show_header=False, title=shown(title) if title else None, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
 
     def row(name: str, value: object, style: str = "") -> None:
-        table.add_row(Text(name, "bold"), Text(str(value), style))
+        table.add_row(Text(name, "bold"), shown(value, style))
 
     n_parts = len(source.parts)
     row("file", f"{source.path}" + (f" and {n_parts - 1} more parts" if n_parts > 1 else ""))
@@ -72,7 +75,7 @@ def fit_line(target: Source, draft: Source) -> Text:
     try:
         check_pair(target, draft)
     except UserError as error:
-        return Text(f"The pair does not fit: {error}", "red")
+        return shown(f"These two models do not fit together: {error}", "red")
     return Text("The vocabularies fit: this draft can draft for this target.", "green")
 
 

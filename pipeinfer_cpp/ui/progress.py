@@ -17,10 +17,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
-from rich.text import Text
 
 from pipeinfer_cpp.errors import PipeInferError
-from pipeinfer_cpp.ui.consoles import err
+from pipeinfer_cpp.ui.consoles import err, escaped, shown
 
 Report = Callable[[str, str, int, int], None]
 """(worker, what it does, done, total), as `Pipeline` calls it; from "memory" comes a sentence about what is needed,
@@ -43,9 +42,10 @@ def _progress(columns: Sequence[ProgressColumn], *, transient: bool = False) -> 
 def opening(what: str, *, quiet: bool = False) -> Iterator[Report]:
     """A line for `what` and one for each worker that reports; all gone at the end. What is needed of memory stays,
     also where there is no terminal, unless it is to be `quiet`."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    name = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), name, BarColumn(bar_width=24), TimeElapsedColumn())
     with _progress(columns, transient=True) as progress:
-        whole = progress.add_task(what, total=None)
+        whole = progress.add_task(escaped(what), total=None)
         tasks: dict[str, TaskID] = {}
         doing: dict[str, str] = {}
         notes: list[str] = []
@@ -55,7 +55,7 @@ def opening(what: str, *, quiet: bool = False) -> Iterator[Report]:
                 if quiet:
                     return
                 with contextlib.suppress(OSError):  # a full disk behind stderr costs the line, not the text
-                    progress.console.print(Text(now, style="dim"))
+                    progress.console.print(shown(now, "dim"))
                 return
             if worker == "note":
                 notes.append(now)
@@ -65,28 +65,28 @@ def opening(what: str, *, quiet: bool = False) -> Iterator[Report]:
             if doing.get(worker) != now:
                 doing[worker] = now
                 name = "" if worker == "coordinator" else f"{worker}: "
-                progress.reset(tasks[worker], total=total or None, description=f"{name}{now}")
+                progress.reset(tasks[worker], total=total or None, description=escaped(f"{name}{now}"))
             progress.update(tasks[worker], completed=done, total=total or None)
-            progress.update(whole, description=what)
+            progress.update(whole, description=escaped(what))
 
         try:
             yield report
         except PipeInferError:
             for note in notes:
-                progress.console.print(Text(f"Note: {note}", style="yellow"))
+                progress.console.print(shown(f"Note: {note}", "yellow"))
             raise
 
 
 @contextlib.contextmanager
 def transfer() -> Iterator[Callable[[str, int, int], None]]:
     """Bars by name for bytes: (name, bytes done, bytes in all; 0 where that is not known)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with _progress(columns) as progress:
         tasks: dict[str, TaskID] = {}
 
         def report(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = progress.add_task(name, total=None)
+                tasks[name] = progress.add_task(escaped(name), total=None)
             progress.update(tasks[name], completed=done, total=total or None)
 
         yield report
@@ -123,11 +123,11 @@ def reading(after: float = 1.0) -> Iterator[Callable[[int, int], None]]:
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for (done, in all); gone at the end."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
     )
     with _progress(columns, transient=True) as progress:
-        task = progress.add_task(what, total=None)
+        task = progress.add_task(escaped(what), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.errors import PipeInferError, naming_options
 from pipeinfer_cpp.net.messages import ModelRef
 from pipeinfer_cpp.net.sockets import Network
 from pipeinfer_cpp.workers.lifeline import follow_parent
@@ -24,7 +24,7 @@ def _given_slice(
 
 def main(role: str, address: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the coordinator's to handle
-    follow_parent()
+    follow_parent(Path(address.removeprefix("ipc://")).parent)
     network = Network()
     try:
         if role == "stage":
@@ -42,4 +42,5 @@ def main(role: str, address: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    with naming_options():
+        sys.exit(main(*sys.argv[1:3]))

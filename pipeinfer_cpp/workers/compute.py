@@ -20,6 +20,7 @@ from pipeinfer_cpp.net.messages import (
     LoadSlice,
     Message,
     ModelRef,
+    Pong,
     Progress,
     Refuse,
     RunBack,
@@ -154,6 +155,7 @@ class Compute:
                     self._known.add(peer)
                     if role == "runs":
                         self._back = peer
+                        self._runs.send(peer, Pong(0.0, clock()))  # it is us whom it reaches
         return None
 
     def _look_at(self, link: Link[ToCoordinator]) -> None:
@@ -193,7 +195,7 @@ class Compute:
             name = f"stage-{self._load.index}"
             memory, held = {**memory, name: resident_mb()}, {**held, name: self._runner.held()}
         if self._following is None:
-            back = RunBack(run.id, dead, result.draws, memory, held, clock())
+            back = RunBack(run.id, dead, result.draws, memory, held, clock(), result.lost)
             if self._runs is not None and self._back is not None:
                 self._runs.send(self._back, back)
             else:

@@ -22,6 +22,7 @@ from pipeinfer_cpp.gguf import LayerRange, Source, slice_plan
 from pipeinfer_cpp.gguf.files import appearing, locked
 from pipeinfer_cpp.gguf.kinds import Sample, samples_of
 from pipeinfer_cpp.gguf.needs import Model, Room
+from pipeinfer_cpp.gguf.plan_keys import SOURCE_SHA256, UNKNOWN
 from pipeinfer_cpp.gguf.writer import write_slices
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import library_build
@@ -30,6 +31,7 @@ from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.versions import cpu_name
 
 VERSION = 4
+DAY = 86400.0
 PATIENCE = 60.0
 """Seconds that another process may take for a sample before this one looks itself."""
 
@@ -83,10 +85,7 @@ def probe(
     Stages of one machine share the work: each takes samples that no other is at, and calls `meanwhile` before it waits
     for those that others are at. Nothing of the model should be loaded before: a sample takes memory too.
     """
-    if 0 < setup.gpu_layers <= layers[1] - layers[0]:  # partly on the GPU: no sample is like the whole
-        samples = [Sample(*layers, f"{source.sha256()} {layers}", 1.0)]
-    else:
-        samples = samples_of(source, *layers)
+    samples = _samples(source, layers, setup)
     found: dict[Sample, Found] = {}
     at = layers[0] % len(samples)
     waiting = samples[at:] + samples[:at]
@@ -121,6 +120,24 @@ def probe(
             time.sleep(0.02)
     curve = {w: sum(s.share * found[s].seconds[w] for s in samples) for w in range(1, setup.widest + 1)}
     return curve, min(f.safe for f in found.values())
+
+
+def forget(source: Source, layers: LayerRange, setup: Setup) -> None:
+    """The next start looks at these samples again: their times are not those of the slice. Once a day at most, as
+    that may be so however often they are looked at."""
+    for sample in _samples(source, layers, setup):
+        record = _record(sample, setup)
+        with contextlib.suppress(OSError):
+            if time.time() - record.stat().st_mtime > DAY:
+                record.unlink()
+
+
+def _samples(source: Source, layers: LayerRange, setup: Setup) -> list[Sample]:
+    if SOURCE_SHA256 in source.keys:  # this stage has only its slice: no smaller one can be cut of that
+        return [Sample(*layers, f"{source.get(SOURCE_SHA256)} {layers}", 1.0)]
+    if 0 < setup.gpu_layers <= layers[1] - layers[0]:  # partly on the GPU: no sample is like the whole
+        return [Sample(*layers, f"{source.sha256()} {layers}", 1.0)]
+    return samples_of(source, *layers)
 
 
 def _examine(
@@ -160,7 +177,7 @@ def _cut(source: Source, sample: Sample, layers: LayerRange) -> Iterator[str]:
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(_file(in_memory))
-                write_slices([plan], [file], whole=False)
+                write_slices([plan], [file], source_sha256=UNKNOWN)
             except OSError as error:  # full, or not to be had
                 reason = error.strerror
                 continue

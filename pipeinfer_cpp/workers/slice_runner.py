@@ -5,24 +5,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeinfer_cpp.engine.events import LOST
 from pipeinfer_cpp.engine.sequences import Op
-from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.errors import FormLost, PipeInferError, UserError
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.gguf.needs import Model
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
 from pipeinfer_cpp.llama.paths import PathSamplers
-from pipeinfer_cpp.llama.selftest import WIDEST, row_seconds
+from pipeinfer_cpp.llama.selftest import WIDEST, bent, slice_seconds
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader
 from pipeinfer_cpp.net.sockets import clock
 from pipeinfer_cpp.workers.lifeline import resident_mb
 from pipeinfer_cpp.workers.limits import Limits
-from pipeinfer_cpp.workers.probe import Setup, probe
+from pipeinfer_cpp.workers.probe import Setup, forget, probe
 
 Report = Callable[[str, int, int], None]
 _NOT_FINITE = "numbers that are not finite (NaN or infinite)"
@@ -38,6 +40,7 @@ class Result:
     ended: float
     hidden: NDArray[np.float32] | None = None
     draws: tuple[tuple[int, float], ...] = ()
+    lost: str = ""
 
 
 class SliceRunner:
@@ -61,12 +64,14 @@ class SliceRunner:
         )
         self._wire = codec(load.wire_in, context.row_width)
         try:
-            row = row_seconds(context)
+            seen = slice_seconds(context, min(4, max(start.curve), options.chunk))
         except BaseException:
             self.close()
             raise
-        # Samples are looked at once: how busy the machine was then does not matter, only how a curve bends.
-        curve = {w: s * row / start.curve[1] for w, s in start.curve.items()}
+        # Samples are looked at once, whatever the machine did besides: the slice itself sets level and bend.
+        curve, off = bent(start.curve, seen)
+        if off:
+            start.forget()
         if self._stretch:
             curve = {w: max(s, self._stretch(w)) for w, s in curve.items()}
         self.loaded = Loaded(curve, start.safe, start.kv_type, resident_mb(), options.threads, context.checkpointed)
@@ -159,14 +164,19 @@ class SliceRunner:
                 return self._undone(pos, seq, began)
         if self._samplers is None:
             return Result("done", began, clock(), hidden=out)
-        draws = []
+        draws, lost = [], ""
         for row, logits in zip((r for r in rows if r.draw), out, strict=True):
             if self._cut_short.is_set():
                 return self._undone(pos, seq, began)
-            draw = self._samplers.draw(row.node, row.parent, row.token, row.pos, logits)
+            try:
+                draw = self._samplers.draw(row.node, row.parent, row.token, row.pos, logits)
+            except FormLost as error:
+                draws.append((LOST, 0.0))
+                lost = str(error)
+                continue
             draws.append((draw.token, draw.logprob) if draw is not None else (-1, 0.0))
         self._samplers.final(run.final)
-        return Result("done", began, clock(), draws=tuple(draws))
+        return Result("done", began, clock(), draws=tuple(draws), lost=lost)
 
     def _undone(self, pos: NDArray[np.int32], seq: NDArray[np.int32], began: float) -> Result:
         """Cancelled behind its decode: its cells go, as after a decode that was aborted. A state that cannot be
@@ -201,8 +211,10 @@ class _Start:
         for kv_type in wanted:
             self.kv_type = kv_type
             setup = Setup(kv_type, *how, min(load.max_rows, WIDEST), load.exact)
+            layers = load.first, load.end
+            self.forget = partial(forget, source, layers, setup)
             try:
-                self.curve, self.safe = probe(source, (load.first, load.end), path, setup, report, self._open)
+                self.curve, self.safe = probe(source, layers, path, setup, report, self._open)
                 self.context = self._open()
                 return
             except BaseException as error:
@@ -214,6 +226,13 @@ class _Start:
 
     def _open(self) -> SliceContext:
         if self._context is None:
+            said = -1
+
+            def loading(share: float) -> None:
+                nonlocal said
+                if said != (said := int(100 * share)):
+                    self._report("loading the layers", said, 100)
+
             self._report("loading the layers", 0, 0)
             options = self._load.options
             self._context = SliceContext(
@@ -225,5 +244,6 @@ class _Start:
                 flash_attn=options.flash_attn,
                 n_threads=options.threads,
                 n_gpu_layers=options.gpu_layers,
+                progress=loading,
             )
         return self._context

@@ -110,10 +110,10 @@ class Stage:
             self._end()
         elif self._runs_at is None and self._lost() and not self._silent:
             self._silent = True
-            self._say("the coordinator is silent: it may come back, unless another one comes first")
+            self._say("the coordinator is silent: its session is kept until it returns or another one connects")
         elif self._runs_at is None and now - self._heard > KEPT:
             self._say("the coordinator has been silent for too long")
-            self._server.send(coordinator, Failed("it has heard nothing from the coordinator for too long"))
+            self._server.send(coordinator, Failed("it has not heard from the coordinator for too long"))
             self._end()
 
     def _lost(self) -> bool:
@@ -191,7 +191,7 @@ class Stage:
             if self._gone(self._coordinator):
                 self._end()
             elif self._lost():
-                self._say("the silent coordinator is given up for another one")
+                self._say("the silent coordinator lost its session to another one")
                 self._server.send(self._coordinator, Failed("another coordinator took it while this one was silent"))
                 self._end()
         if why is None and self._coordinator not in (None, peer):
@@ -200,7 +200,7 @@ class Stage:
             self._server.send(peer, Refuse(why))
             return
         self._coordinator, self._session, self._heard = peer, hello.session, clock()
-        self._say("a coordinator has come")
+        self._say("a coordinator has connected")
         self._server.send(peer, self._welcome())
 
     def _welcome(self) -> Welcome:

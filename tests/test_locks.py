@@ -1,0 +1,100 @@
+"""Locks that another process holds: a word after 2 s, and an end when the user wants one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_helpers import COMMAND, ENV, left_by
+from pipeline_helpers import until
+from tiny_models import MODELS, build
+
+from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.gguf import Source, cached_slice
+from pipeinfer_cpp.gguf.digest import hash_record
+from pipeinfer_cpp.gguf.files import cache_folder
+from pipeinfer_cpp.machine import suspended
+
+HOLDER = """
+import os, signal, sys
+from pathlib import Path
+from pipeinfer_cpp.gguf.files import locked
+
+with locked(Path(sys.argv[1])) as held:
+    assert held
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return build(tmp_path / "model.gguf", MODELS["llama-untied"])
+
+
+@pytest.fixture
+def holder(model: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A suspended process that holds the lock of the model's slices."""
+    lock = cache_folder("slices") / f"{hash_record([model]).stem}.lock"
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], env=ENV)
+    try:
+        until(lambda: suspended(process.pid), 10)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_who_holds_it_is_said_and_ctrl_c_ends_the_wait(
+    model: Path, holder: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    what = [*COMMAND, "generate", "--target", str(model), "--stages", "2", "Hi"]
+    log = tmp_path / "said"
+    with log.open("wb") as output:
+        process = subprocess.Popen(what, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=ENV)
+    try:
+        until(lambda: "Waiting for process" in log.read_text(), 20)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert process.wait(10) == 130
+        assert time.monotonic() - began < 3
+    finally:
+        process.kill()
+        process.wait()
+    said = log.read_text()
+    (line,) = re.findall("^Waiting.*$", said, re.MULTILINE)
+    assert f"process {holder.pid}," in line and f"kill -CONT {holder.pid}" in line and "Ctrl-C" in line
+    assert "Traceback" not in said and not left_by(process.pid)
+
+
+def test_it_goes_on_when_the_holder_does(
+    model: Path, holder: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Source.open(model)
+    waited: list[float] = []
+
+    def progress(done: int, _total: int) -> None:
+        if done == 0:
+            waited.append(time.monotonic())
+        if len(waited) == 5:
+            os.kill(holder.pid, signal.SIGCONT)
+
+    with caplog.at_level(logging.WARNING):
+        assert cached_slice(source, 0, 2, progress=progress).exists()
+    assert len(waited) >= 5 and not caplog.records  # half a second is nothing to speak of
+
+
+def test_whoever_gives_up_is_heard(model: Path, holder: subprocess.Popen[bytes]) -> None:
+    def progress(_done: int, _total: int) -> None:
+        raise PipeInferError("enough")
+
+    with pytest.raises(PipeInferError, match="enough"):
+        cached_slice(Source.open(model), 0, 2, progress=progress)
