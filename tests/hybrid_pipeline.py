@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
-from pipeinfer_cpp.engine.engine import IDLE
 from pipeinfer_cpp.engine.run import Run
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
@@ -88,7 +87,8 @@ class Hybrid:
         """Of each accepted row: the largest difference from the reference."""
         self.text, self.reference, self.rng = list(text), reference, rng
         self.engine = Engine(settings, [CostCurve.linear(0.01)] * len(slices))
-        self.engine.slots[0].speculation.governor.token = lambda now, ahead=False: None  # type: ignore[method-assign]  # time is made up here
+        governor = self.engine.slots[0].speculation.governor
+        governor.token = lambda now, ahead=False: None  # type: ignore[method-assign]  # time is made up here
         contexts = [SliceContext(path, **CONTEXT) for path in slices]
         assert all(context.checkpointed for context in contexts)
         self.stages = [Stage(context, Checkpoints(context)) for context in contexts]
@@ -107,7 +107,7 @@ class Hybrid:
     def turn(self, n_prompt: int, max_tokens: int) -> None:
         self.emitted = []
         self.feed(ev.Prompt(tuple(self.text[:n_prompt]), max_tokens))
-        while self.engine.slots[0].phase != IDLE:
+        while not self.engine.idle:
             self.step()
         assert self.emitted == self.text[n_prompt : n_prompt + max_tokens]
 

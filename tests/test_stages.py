@@ -111,7 +111,7 @@ def test_what_a_stranger_says_disturbs_nobody(pair: list[HandStage]) -> None:
         with Knock(pair[1].address) as knock:
             answer = knock.hello("stage", session="guessed")
             assert isinstance(answer, Refuse) and "session" in answer.reason
-            knock.link.send(RunHeader(2, "decode", (), (), 0))
+            knock.link.send(RunHeader(2, "decode", (), (), ()))
             knock.link.send(Cancel(tuple(range(1, 500))))
             knock.link._socket.send(b"\xc1 no message")
             assert isinstance(knock.next(), Refuse)

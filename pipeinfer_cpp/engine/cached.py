@@ -95,7 +95,8 @@ class Cached:
     def usable(self, prompt: Sequence[int], chunk: int, exact: bool, read: bool = False) -> int:
         """How many of a prompt's first tokens another conversation, or a new one here, could take over. `read`: the
         prompt of the turn under way is held, too."""
-        tokens, spans, held = self.tokens, self.spans, self.held
+        tokens: Sequence[int] = self.tokens
+        spans, held = self.spans, self.held
         if read:
             tokens, spans, held = self._prompt, self._begun, len(self._prompt)
         common = min(_common(tokens, prompt[:-1]), held)
