@@ -113,7 +113,7 @@ def test_answers_that_do_not_fit_their_run() -> None:
     assert "token 1024" in str(claims.back(RunBack(3, False, ((5, -0.5), (1024, 0.0))), under_way, 1024))
     assert "token -3" in str(claims.back(RunBack(3, False, ((-3, -0.5), (5, 0.0))), under_way, 1024))
     assert "nobody cancelled" in str(claims.back(RunBack(3, True, ()), under_way, 1024))
-    under_way[3].alive = 0
+    under_way[3].live = {0: 0}
     assert claims.back(RunBack(3, True, ()), under_way, 1024) is None
 
 

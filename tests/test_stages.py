@@ -350,7 +350,7 @@ def test_stages_that_have_only_their_slices(tmp_path: Path) -> None:
             assert text_of(p) == expected
         assert not list(Path(cache).glob("slices/*"))
         assert until(lambda: is_free(stages[0]) and is_free(stages[1]), 3) < 3
-        with pytest.raises(UserError, match=r"\.gguf has layers .*, but this stage is asked for .*: .*--layers"):
+        with pytest.raises(UserError, match=r"\.gguf has layers .*, but this stage is asked for .*: .*the layers"):
             local(stages=[b, a], draft=None)
         assert until(lambda: is_free(stages[1]), 3) < 3
         with pytest.raises(UserError, match=r"other\.gguf \(a slice of another model"):
