@@ -64,6 +64,7 @@ $("scroll").addEventListener("scroll", () => {
   follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
   $("down").hidden = follows;
 });
+new ResizeObserver(() => scroll()).observe($("scroll"));
 $("down").addEventListener("click", () => scroll(true));
 
 // ---------------------------------------------------------------------------------------- asking

@@ -9,6 +9,12 @@ const $ = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(100 * share)}%`;
 const bytes = (n) => (n >= 1e6 ? `${(n / 1e6).toFixed(1)} MB/s` : `${(n / 1e3).toFixed(1)} kB/s`);
 
+function run(now) {
+  if (now === null) return "–";
+  const rows = now.kind === "end" ? "" : `, ${now.rows} row${now.rows === 1 ? "" : "s"}`;
+  return `#${now.id} ${now.speculative ? "guess" : now.kind}${rows}`;
+}
+
 export class Strip {
   constructor(key) {
     this.key = key;
@@ -60,9 +66,11 @@ export class Strip {
     $("strip-acceptance-figure").hidden = now.draft === null;
     $("strip-acceptance").textContent = now.acceptance === null ? "–" : percent(now.acceptance);
     $("strip-speed").textContent = now.tokens_per_s.toFixed(1);
-    const known = now.history.acceptance.map((share, i) => [i, share]).filter(([, share]) => share !== null);
-    const step = 60 / Math.max(now.history.acceptance.length - 1, 1);
-    $("strip-chart").firstElementChild.setAttribute("points", known.map(([i, s]) => `${(i * step).toFixed(1)},${(15 - 14 * s).toFixed(1)}`).join(" "));
+    const known = now.history.acceptance.filter((share) => share !== null);
+    const step = 60 / Math.max(known.length - 1, 1);
+    const points = known.map((share, i) => `${(i * step).toFixed(1)},${(15 - 14 * share).toFixed(1)}`);
+    $("strip-chart").toggleAttribute("hidden", known.length < 2);
+    $("strip-chart").firstElementChild.setAttribute("points", points.join(" "));
     if (this.open) this.details(now);
   }
 
@@ -75,7 +83,7 @@ export class Strip {
       const name = node("span", {}, `${stage.index} `, where);
       const layers = `${stage.layers[0]}–${stage.layers[1] - 1}`;
       const load = node("span", { className: "load-cell" }, meter, percent(stage.load));
-      return row("td", name, layers, load, String(stage.queue), stage.run === null ? "–" : `#${stage.run}`, bytes(stage.bytes_out_per_s));
+      return row("td", name, layers, load, String(stage.queue), run(stage.run), bytes(stage.bytes_out_per_s));
     });
     const head = node("thead", {}, row("th", "Stage", "Layers", "Load", "Queue", "Run", "Sends"));
     const table = node("div", { className: "table" }, node("table", {}, head, node("tbody", {}, ...stages)));
