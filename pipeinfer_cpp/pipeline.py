@@ -335,7 +335,7 @@ class Pipeline:
             raise UserError("This past of a conversation has tokens that the model does not have: use its own model.")
 
     def live(self) -> Live:
-        """What the pipeline does now: stages, conversations, rates of the last seconds. Any thread may ask at any time."""
+        """What the pipeline does now: stages, conversations, rates of the last seconds. Any thread may ask."""
         now, plan = self.driver.live(), self.plan
         stages = [msgspec.structs.replace(stage, layers=plan.ranges[stage.index]) for stage in now.stages]
         draft = plan.draft.name if plan.draft is not None and now.draft is not None else None

@@ -53,7 +53,7 @@ class StageNow(msgspec.Struct, frozen=True):
 
 class SlotNow(msgspec.Struct, frozen=True):
     """A conversation. `phase`: idle, prefill (its prompt is read), decode or drain (it ends). `read`: tokens of the
-    prompt that all stages know; `cached`: tokens that the stages hold of it."""
+    prompt that all stages know; `cached`: tokens that the stages hold of it, between turns."""
 
     slot: int
     phase: str

@@ -15,6 +15,7 @@ let chat = store.chat(location.hash.slice(1)) ?? store.fresh();
 let running = null;
 let model = "";
 let follows = true;
+let leaving = false; // the browser cuts the connection when a page goes
 const strip = new Strip(() => settings.key);
 
 // ---------------------------------------------------------------------------------------- showing
@@ -123,7 +124,7 @@ async function ask(text, at = chat.messages.length, again = false) {
       waiting = true;
     });
   } catch (error) {
-    if (error.name === "AbortError") message.note = "Stopped.";
+    if (error.name === "AbortError" || leaving) message.note = "Stopped.";
     else {
       message.note = error.message;
       message.failed = true;
@@ -389,6 +390,8 @@ addEventListener("keydown", (event) => {
 document.addEventListener("click", (event) => {
   for (const open of document.querySelectorAll("details.more[open]")) if (!open.contains(event.target)) open.open = false;
 });
+addEventListener("beforeunload", () => (leaving = true));
+addEventListener("pageshow", () => (leaving = false));
 addEventListener("pagehide", () => {
   if (running) {
     running.chat.messages.at(-1).note = "Stopped.";
