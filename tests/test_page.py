@@ -251,6 +251,22 @@ def test_nothing_of_a_models_html_passes(visit: Callable[..., Visit]) -> None:
     assert evil[0] in v.texts("article.model .markdown p")[0]
 
 
+def test_marks_that_are_never_closed_take_no_time(visit: Callable[..., Visit]) -> None:
+    v = visit()
+    for mark in ("__a ", "**a ", "~~a ", "`a``", "[a](", "*a _b ", "https://(a", "> - ", "| a "):
+        v.say("short")
+        took = v.page.evaluate(
+            """async text => {
+                const { show } = await import('/page/markdown.js');
+                const began = performance.now();
+                show(document.createElement('div'), text);
+                return performance.now() - began;
+            }""",
+            mark * (40_000 // len(mark)),
+        )
+        assert took < 1500, mark
+
+
 def test_markdown(visit: Callable[..., Visit]) -> None:
     v = visit()
     v.say(
@@ -280,6 +296,30 @@ def test_markdown(visit: Callable[..., Visit]) -> None:
     assert not v.page.locator(".thoughts-text").is_visible()
     v.page.locator(".thoughts summary").click()
     assert v.page.locator(".thoughts-text").inner_text() == "hidden"
+
+
+def test_the_newest_words_stay_in_sight_until_one_scrolls_up(visit: Callable[..., Visit]) -> None:
+    v = visit({"width": 900, "height": 420})
+    v.say("\n\n".join(f"Paragraph {i}." for i in range(60)))
+    far = "() => { const b = document.getElementById('scroll'); return b.scrollHeight - b.scrollTop - b.clientHeight; }"
+    v.page.wait_for_timeout(100)
+    assert v.page.evaluate(far) < 2
+    v.page.locator("#strip").click()
+    v.page.locator("#panel tr").first.wait_for()
+    v.page.wait_for_timeout(200)
+    assert v.page.evaluate(far) < 2
+    v.page.locator("#scroll").hover()
+    v.page.mouse.wheel(0, -600)
+    v.page.locator("#down").wait_for()
+    before = v.page.evaluate(far)
+    v.page.locator("#strip").click()
+    v.page.wait_for_timeout(200)
+    assert v.page.evaluate(far) > before - 400
+    v.page.locator("#down").click()
+    v.page.locator("#down").wait_for(state="hidden")
+    assert v.page.evaluate(far) < 2
+    v.ask(STORY)
+    assert v.page.evaluate(far) < 2
 
 
 def test_by_keyboard_alone(visit: Callable[..., Visit]) -> None:

@@ -60,9 +60,14 @@ function scroll(force = false) {
   if (force || follows) $("scroll").scrollTop = $("scroll").scrollHeight;
 }
 
+let reached = 0;
 $("scroll").addEventListener("scroll", () => {
   const box = $("scroll");
-  follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+  const far = box.scrollHeight - box.scrollTop - box.clientHeight;
+  // Only who goes up leaves the end: it also moves away when the box becomes smaller.
+  if (far < 60) follows = true;
+  else if (box.scrollTop < reached) follows = false;
+  reached = box.scrollTop;
   $("down").hidden = follows;
 });
 new ResizeObserver(() => scroll()).observe($("scroll"));
