@@ -22,7 +22,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeinfer_cpp import PipeInferError, Pipeline
+from pipeinfer_cpp.conversation import Conversation
 from pipeinfer_cpp.server.site import public, routes
+from pipeinfer_cpp.template_of import template_of
 
 
 @contextlib.contextmanager
@@ -55,7 +57,8 @@ class Keys:
 
 
 def app(pipeline: Pipeline, key: str) -> Starlette:
-    turns = asyncio.Lock()
+    turns, plan = asyncio.Lock(), pipeline.plan
+    template = template_of(plan.target, plan.pair, pipeline.vocabulary, None, {})
 
     async def models(_request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": "demo", "object": "model"}]})
@@ -65,10 +68,14 @@ def app(pipeline: Pipeline, key: str) -> Starlette:
         sampling = {"temp": asked.get("temperature", 0.8), "seed": asked.get("seed", -1)}
         await turns.acquire()
         try:
-            generation = pipeline.chat(asked["messages"], max_tokens=asked.get("max_tokens", -1), sampling=sampling)
+            conversation = Conversation(template, pipeline.vocabulary, pipeline.settings.n_ctx)
+            conversation.messages = asked["messages"]
+            _, prompt = conversation._tokens()
+            generation = pipeline.generate(prompt, max_tokens=asked.get("max_tokens", -1), sampling=sampling)
         except PipeInferError as error:
             turns.release()
-            return JSONResponse({"error": {"message": str(error)}}, 400)
+            code = "context_length_exceeded" if "the context" in str(error) else None
+            return JSONResponse({"error": {"message": str(error), "code": code}}, 400)
 
         async def events() -> AsyncIterator[str]:
             began, n = time.monotonic(), 0

@@ -371,6 +371,23 @@ def test_the_servers_own_sentence_is_shown(visit: Callable[..., Visit]) -> None:
     assert v.ask(QUESTION).strip()
 
 
+def test_where_the_context_is_full_the_oldest_questions_go(visit: Callable[..., Visit]) -> None:
+    v = visit()
+    said = "It was a long day in the deep green forest. " * 22
+    messages = [{"role": role, "content": said} for _ in range(3) for role in ("user", "assistant")]
+    chat = {"id": "kept", "title": "Kept", "changed": 1, "messages": messages}
+    v.page.evaluate("chat => localStorage.setItem('pipeinfer.chat.kept', JSON.stringify(chat))", chat)
+    v.page.evaluate("() => { location.hash = 'kept' }")
+    v.page.reload()
+    v.begin(QUESTION)
+    note = v.page.locator(".note", has_text="The context is full: the oldest")
+    note.wait_for()
+    v.page.locator("#send").wait_for()
+    assert v.texts("article.model .markdown")[-1].strip()
+    assert len(v.texts("article.user .text")) == 4, "what is left out stays in sight"
+    v.wrong = [w for w in v.wrong if "400" not in w]  # the browser's own lines
+
+
 def test_the_server_asks_for_a_key(browser: Any) -> None:
     with served(2, key="sesame") as url:
         context = browser.new_context(viewport=WIDE)
