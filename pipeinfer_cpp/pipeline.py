@@ -20,12 +20,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from pipeinfer_cpp.arguments import number, sampling_of, several, stop_strings, text, token_ids, truth, whole
 from pipeinfer_cpp.chats import Chats, plain_messages
 from pipeinfer_cpp.cluster.crew import Crew
 from pipeinfer_cpp.cluster.cutting import Cutting
 from pipeinfer_cpp.cluster.driver import Driver
 from pipeinfer_cpp.cluster.launch import Process
+from pipeinfer_cpp.cluster.live import Live
 from pipeinfer_cpp.cluster.plan import Plan, make_plan
 from pipeinfer_cpp.cluster.session import Loading, Peer
 from pipeinfer_cpp.cluster.turn import Turn
@@ -330,6 +333,13 @@ class Pipeline:
         """Raise UserError for a past of another model."""
         if any(not 0 <= token < self.vocabulary.size for token in past.tokens):
             raise UserError("This past of a conversation has tokens that the model does not have: use its own model.")
+
+    def live(self) -> Live:
+        """What the pipeline does now: stages, conversations, rates of the last seconds. Any thread may ask."""
+        now, plan = self.driver.live(), self.plan
+        stages = [msgspec.structs.replace(stage, layers=plan.ranges[stage.index]) for stage in now.stages]
+        draft = plan.draft.name if plan.draft is not None and now.draft is not None else None
+        return msgspec.structs.replace(now, model=plan.target.name, draft=draft, stages=stages)
 
     @property
     def warnings(self) -> list[str]:
