@@ -198,7 +198,6 @@ function figures(timings, n, before, during) {
   const speed = timings?.predicted_per_second ?? (n > 1 && during > 0 ? (1000 * (n - 1)) / during : null);
   if (speed) parts.push(`${speed.toFixed(1)} tokens/s`);
   if (before > 0) parts.push(`first after ${(before / 1000).toFixed(1)} s`);
-  if (timings?.draft_n) parts.push(`${Math.round((100 * timings.draft_n_accepted) / timings.draft_n)}% of guesses used`);
   return parts.join(" · ");
 }
 
