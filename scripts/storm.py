@@ -48,7 +48,7 @@ BAD: tuple[tuple[str, bytes], ...] = (
     ("/v1/completions", b'{"prompt": "a", "id_slot": 1000}'),
     ("/v1/completions", b'{"prompt": "a", "response_format": {"type": "xml"}}'),
     ("/v1/completions", b'{"prompt": "a", "json_schema": {"type": "nothing"}}'),
-    ("/v1/completions", b'{"prompt": "a", "grammar": "root ::="}'),
+    ("/v1/completions", b'{"prompt": "a", "grammar": "root ::= ("}'),
     ("/v1/completions", json.dumps({"prompt": "word " * 20000}).encode()),
     ("/v1/completions", b"[" * 100000),
     ("/v1/chat/completions", b"{}"),

@@ -98,7 +98,7 @@ def test_a_value_of_another_kind_is_named(http: httpx.Client, field: str, value:
         {"id_slot": -7},
         {"logit_bias": {"fox": 1}},
         {"logit_bias": {"1000000000": 1}},
-        {"grammar": "root ::="},
+        {"grammar": "root ::= ("},
         {"grammar": 'root ::= "a"', "json_schema": {}},
         {"prompt": []},
         {"prompt": ""},
@@ -242,7 +242,7 @@ def test_who_goes_away_while_waiting_leaves_the_queue(server: Server, http: http
 
 
 def test_nobody_reads_another_keys_text(server: Server, http: httpx.Client) -> None:
-    """The second key's prompt begins as the first key's, and still all of it is computed."""
+    """The second key asks for the same: it gets the same, and no word of the first's is told anywhere."""
     secret = {"prompt": f"{PROMPT} lived in a house. " * 8, "max_tokens": 2, "temperature": 0}
     http.post("/v1/completions", json=secret)
     idle(http)
