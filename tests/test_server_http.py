@@ -255,6 +255,16 @@ def test_nobody_reads_another_keys_text(server: Server, http: httpx.Client) -> N
     assert http.post("/v1/completions", json=secret).json()["choices"][0]["text"] == said
 
 
+def test_a_request_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    with serving(tmp_path, "--request-timeout", "0.4", "--emulate", "10mbit") as server, server.client() as client:
+        assert error(client.post("/v1/completions", json=LONG), 504)["code"] == "timeout"
+        with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as streamed:
+            events = [line for line in streamed.iter_lines() if line]
+        assert len(events) > 1 and json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout"
+        until(lambda: not any(slot["is_processing"] for slot in client.get("/slots").json()), 5)
+        assert not client.get("/pipeline").json()["runs_in_flight"]
+
+
 # --------------------------------------------------------------------------------------------- about, end
 
 
