@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from pipeline_helpers import GREEDY, PROMPT, local
+from pipeline_helpers import GREEDY, PROMPT, ROOT, local, until
 from server_process import CTX, Server, serving
 
 from pipeinfer_cpp.sampling import Sampling
@@ -219,8 +222,6 @@ def test_embeddings_are_refused(client: openai.OpenAI, model: str) -> None:
 
 
 def test_leaving_a_stream_early_frees_the_slot(client: openai.OpenAI, model: str, server: Server) -> None:
-    from pipeline_helpers import until
-
     for _ in range(3):  # more than there are slots
         stream = chat(client, model, max_tokens=400, stream=True)
         for _chunk, _ in zip(stream, range(3), strict=False):
@@ -229,3 +230,26 @@ def test_leaving_a_stream_early_frees_the_slot(client: openai.OpenAI, model: str
     with server.client() as http:
         until(lambda: not any(slot["is_processing"] for slot in http.get("/slots").json()), 5)
         until(lambda: not http.get("/pipeline").json()["runs_in_flight"], 5)
+
+
+CURL = re.findall(r"^curl (?:[^\n]*'\{[^']*'|[^\n]*)", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_the_readme_has_curl_lines() -> None:
+    assert len(CURL) == 5
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("line", CURL, ids=range(len(CURL)))
+def test_a_curl_line_of_the_readme(server: Server, line: str) -> None:
+    """It gets what it asks for."""
+    line = line.replace("http://127.0.0.1:8080", server.url).replace("curl ", "curl -fsS ", 1)
+    said = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0, said.stderr
+    if "stream" in line:
+        assert said.stdout.endswith("data: [DONE]\n\n") and '"usage"' in said.stdout
+    elif "/metrics" not in line:
+        answer = json.loads(said.stdout)
+        assert answer.get("tokens") or answer["choices"][0]["message"]["content"]
+    else:
+        assert "pipeinfer_slots" in said.stdout
