@@ -11,6 +11,7 @@ import pytest
 from pipeline_helpers import GREEDY, local
 
 from pipeinfer_cpp.pipeline import Pipeline
+from pipeinfer_cpp.server.answers import Answers, Ask
 from pipeinfer_cpp.server.ask import ApiError
 from pipeinfer_cpp.server.lines import Lines
 
@@ -123,6 +124,23 @@ def test_who_waits_for_one_slot_does_not_hold_up_the_others(pipeline: Pipeline) 
         await picky.seated.wait()
         for client in (picky, any_slot):
             await client.leave()
+        await lines.settle()
+
+    asyncio.run(main())
+
+
+def test_a_request_that_was_let_in_gets_all_its_choices(pipeline: Pipeline) -> None:
+    """No full queue ends it between two of them."""
+
+    async def main() -> None:
+        lines = Lines(pipeline, 0)
+        other = Client(lines, slot=0)
+        await other.seated.wait()
+        answers = Answers(lines, Ask("me", TOKENS, GREEDY, max_tokens=2, choices=3))
+        async for _ in answers.tokens():
+            assert lines.waiting == 0
+        assert [result.n_generated for result in answers.results] == [2, 2, 2]
+        await other.leave()
         await lines.settle()
 
     asyncio.run(main())

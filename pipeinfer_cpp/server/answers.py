@@ -56,6 +56,7 @@ class Answers:
                 stop=ask.stop,
                 slot=ask.slot,
                 cache=ask.cache,
+                begun=choice > 0,
             ) as generation:
                 try:
                     async for token in generation:

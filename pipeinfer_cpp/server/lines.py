@@ -87,9 +87,11 @@ class Lines:
         stop: Sequence[str],
         slot: int = -1,
         cache: bool = True,
+        begun: bool = False,
     ) -> AsyncIterator[Generation]:
-        """A generation, ended with the block however that ends. Raises ApiError where it cannot be."""
-        seat = await self._take(owner, tokens, slot)
+        """A generation, ended with the block however that ends. Raises ApiError where it cannot be.
+        `begun`: a further one of a request that was let in already, which no full queue refuses."""
+        seat = await self._take(owner, tokens, slot, begun)
         # A thread goes on when this task is cancelled: whoever frees the seat waits for it first.
         starting = asyncio.ensure_future(
             run_in_threadpool(
@@ -120,15 +122,15 @@ class Lines:
         while self._closing:
             await asyncio.wait(set(self._closing), timeout=5)
 
-    async def _take(self, owner: str, tokens: Sequence[int], slot: int) -> Seat:
+    async def _take(self, owner: str, tokens: Sequence[int], slot: int, begun: bool) -> Seat:
         if not -1 <= slot < len(self.seats):
             raise ApiError(400, f"id_slot must be 0 to {len(self.seats) - 1}, or -1 for any.", param="id_slot")
         self.check()
         waiter = Waiter(owner, tokens, slot)
         if (seat := self._occupied(waiter)) is not None:
             return seat
-        if len(self._waiting) >= self._queue:
-            raise ApiError(429, f"{len(self._waiting)} requests wait already: try again later.",
+        if not begun and len(self._waiting) >= self._queue:
+            raise ApiError(429, f"All slots are busy, and {len(self._waiting)} requests wait already: try again later.",
                            code="queue_full", retry_after=1 + len(self._waiting))  # fmt: skip
         self._waiting.append(waiter)
         try:
