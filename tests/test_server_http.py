@@ -46,6 +46,7 @@ def error(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert answer.status_code == status, answer.text
     said: dict[str, Any] = answer.json()["error"]
     assert said.keys() == {"message", "type", "param", "code"} and said["message"].endswith(".")
+    assert "--" not in said["message"]  # fields of a request, not options of the command
     return said
 
 
@@ -98,6 +99,7 @@ def test_a_value_of_another_kind_is_named(http: httpx.Client, field: str, value:
         {"id_slot": -7},
         {"logit_bias": {"fox": 1}},
         {"logit_bias": {"1000000000": 1}},
+        {"logit_bias": {"-1": 1}},
         {"grammar": "root ::= ("},
         {"grammar": 'root ::= "a"', "json_schema": {}},
         {"prompt": []},
@@ -113,6 +115,13 @@ def test_values_that_cannot_be(http: httpx.Client, more: dict[str, Any]) -> None
     for stream in (False, True):
         body = {"prompt": "a", "max_tokens": 4, "stream": stream, **more}
         error(http.post("/v1/completions", json=body), 400)
+
+
+def test_the_seed_behind_the_last_one_is_the_first(http: httpx.Client) -> None:
+    body = {"prompt": "a", "max_tokens": 8, "seed": (1 << 64) - 1, "n": 2}
+    two = [choice["text"] for choice in http.post("/v1/completions", json=body).json()["choices"]]
+    again = http.post("/v1/completions", json={**body, "seed": 0, "n": 1}).json()["choices"][0]["text"]
+    assert two[1] == again
 
 
 def test_unknown_fields_are_passed_over(http: httpx.Client) -> None:

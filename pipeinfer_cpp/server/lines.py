@@ -16,7 +16,7 @@ from pipeinfer_cpp.generation import Generation
 from pipeinfer_cpp.line import Line
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
-from pipeinfer_cpp.server.ask import ApiError
+from pipeinfer_cpp.server.ask import ApiError, in_fields
 
 
 @dataclass(eq=False)
@@ -102,7 +102,7 @@ class Lines:
             try:
                 generation = await asyncio.shield(starting)
             except (UserError, TypeError) as error:
-                raise ApiError(400, str(error)) from None
+                raise ApiError(400, in_fields(error)) from None
             except PipeInferError as error:
                 raise ApiError(503, str(error)) from None
             yield generation
