@@ -134,7 +134,7 @@ class Engine:
         """Final tokens leave at once where nobody else does; else those that would only wait before the slowest stage
         wait here, for others to share a run with."""
         decoding = self._decoding
-        waiting = [slot for slot in self.slots if slot.waits]
+        waiting = sorted((slot for slot in self.slots if slot.waits), key=lambda slot: slot.waits_since)
         while waiting:
             if len(self.active) > 1 and (self._too_early() or self._queued(decoding)):
                 return
@@ -251,11 +251,13 @@ class Engine:
 
 
 def _neighbours(waiting: Sequence[Slot], size: int) -> list[Slot]:
-    """Up to `size` slots whose numbers follow each other: what stages compute as one batch where sequences have cells
-    of their own. As many as there are; of equally many those that were served longest ago."""
-    best: list[Slot] = []
-    for i in range(len(waiting)):
-        run = [s for k, s in enumerate(waiting[i : i + size]) if s.number == waiting[i].number + k]
-        if len(run) > len(best):
-            best = run
-    return best
+    """The first one, and up to `size` with it whose numbers follow each other: what stages compute as one batch where
+    sequences have cells of their own."""
+    by_number = {slot.number: slot for slot in waiting}
+    first = last = waiting[0].number
+    while last - first + 1 < size and (last + 1 in by_number or first - 1 in by_number):
+        if last + 1 in by_number:
+            last += 1
+        else:
+            first -= 1
+    return [by_number[number] for number in range(first, last + 1)]
