@@ -107,7 +107,7 @@ class Request(msgspec.Struct, kw_only=True):
         try:
             sampling.check()
         except UserError as error:
-            raise ApiError(400, _in_fields(error)) from None
+            raise ApiError(400, in_fields(error)) from None
         return sampling
 
     def _form(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class ChatRequest(Request, kw_only=True):
     parallel_tool_calls: bool | None = None
 
 
-def _in_fields(error: UserError) -> str:
+def in_fields(error: Exception) -> str:
     """Its words, with a request's fields for the options of the command line."""
     known = {"temp": "temperature", "typical": "typical_p"}
     return re.sub(r"--([a-z][a-z-]*)", lambda found: known.get(found[1], found[1].replace("-", "_")), str(error))

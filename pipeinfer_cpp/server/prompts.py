@@ -67,6 +67,8 @@ def _plain(i: int, message: Mapping[str, Any]) -> Message:
     if role not in ROLES:
         known = ", ".join(ROLES)
         raise ApiError(400, f"messages[{i}]: the role {role!r} is none of {known}.", param="messages")
+    if content is None and role != "assistant":
+        raise ApiError(400, f"messages[{i}] has no content.", param="messages")
     return {"role": ROLES[str(role)], "content": text_of(f"messages[{i}]", content)}
 
 
