@@ -50,6 +50,7 @@ def command() -> Any:
         doctor,
         generate,
         models,
+        serve,
         simulate,
         slicing,
         stage,
@@ -73,6 +74,8 @@ def command() -> Any:
     short = "List, inspect, fetch and remove models"
     app.add_typer(models.app, name="models", short_help=short, rich_help_panel=_DAILY)
     add("doctor", doctor.doctor, _DAILY, "Check what is installed and whether it works")
+    examples = "pipeinfer serve --pair qwen3-8b --slots 4\ncurl http://127.0.0.1:8080/v1/models"
+    add("serve", serve.serve, _DAILY, "Serve programs (OpenAI API) and browsers", epilog=examples)
     add("stage", stage.stage, _MACHINES, "Serve a part of a model's layers from this machine")
     examples = "pipeinfer top\npipeinfer top http://192.168.1.10:8080 --api-key KEY"
     add("top", top.top, _MACHINES, "Watch a running server", epilog=examples)

@@ -236,7 +236,7 @@ class Driver:
 
     def _take(self, peer: Peer, message: msg.Message) -> None:
         match message:
-            case msg.RunBack(run, dead, draws, memory, held, _, lost) if peer in self._stages:
+            case msg.RunBack(run, dead, draws, memory, held, _, lost, tops) if peer in self._stages:
                 self._believe(peer, claims.back(message, self.engine.pipe.in_flight, self._n_vocab))
                 self._lost = lost or self._lost
                 self._moved = clock()
@@ -245,7 +245,7 @@ class Driver:
                 self._read(run, dead)
                 if self.trace is not None:
                     self.trace.instant("coordinator", f"back {run}", clock(), run=run, dead=dead)
-                self._feed(ev.RunDone(run, () if dead else draws))
+                self._feed(ev.RunDone(run, () if dead else draws, () if dead else tops))
             case msg.Progress():  # a part of something large has come in
                 self._moved = clock()
             case msg.StageReady() if peer in self._stages:

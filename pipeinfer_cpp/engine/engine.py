@@ -101,8 +101,8 @@ class Engine:
             if flight.run.slot == slot.number or any(row.slot == slot.number for row in flight.run.rows):
                 slot.speculation.cutoff.returned()
             if flight.live.get(slot.number):
-                drawn = zip(wanted, event.draws, strict=False)
-                draws = {row.node: draw for row, draw in drawn if row.slot == slot.number}
+                drawn = zip(wanted, event.draws, event.tops or [()] * len(wanted), strict=False)
+                draws = {row.node: (*draw, top) for row, draw, top in drawn if row.slot == slot.number}
                 slot.back(flight.run, draws, self._now)
 
     def _alike(self, event: ev.Prompt) -> Slot | None:
