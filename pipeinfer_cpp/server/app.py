@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -20,7 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from pipeinfer_cpp.pipeline import Pipeline
-from pipeinfer_cpp.server import chat, completions
+from pipeinfer_cpp.server import chat, completions, messages, responses
 from pipeinfer_cpp.server.answers import Answers, Ask
 from pipeinfer_cpp.server.ask import ApiError, ChatRequest, CompletionRequest, read
 from pipeinfer_cpp.server.guards import Guard, refused
@@ -44,8 +45,11 @@ class Settings:
 
 
 class Form(Protocol):
-    """How answers are written down, in one piece or in chunks."""
+    """How answers are written down, in one piece or in chunks. `ends`: the bytes behind the last chunk."""
 
+    ends: bytes
+
+    def error(self, error: ApiError) -> dict[str, Any]: ...
     async def whole(self, answers: Answers) -> dict[str, Any]: ...
     def chunks(self, answers: Answers) -> AsyncIterator[dict[str, Any]]: ...
 
@@ -77,6 +81,9 @@ class Server:
         return [
             post("/v1/chat/completions", self._chat),
             post("/v1/completions", self._completions),
+            post("/v1/responses", self._responses),
+            post("/v1/messages", self._messages),
+            post("/v1/messages/count_tokens", self._count_tokens),
             post("/v1/embeddings", self._embeddings),
             Route("/v1/models", self._models),
             Route("/v1/models/{model:path}", self._model),
@@ -98,14 +105,33 @@ class Server:
 
     async def _chat(self, request: Request) -> Response:
         asked = read(await request.body(), ChatRequest)
-        ask = chat.ask_of(asked, self.prompts, request.state.owner)
-        form = chat.ChatForm(asked, self.pipeline.vocabulary, self.model, secrets.token_hex(12))
+        ask, reader = await run_in_threadpool(chat.ask_of, asked, self.prompts, request.state.owner)
+        form = chat.ChatForm(asked, reader, self.model, secrets.token_hex(12))
         return await self.answer(request, ask, form, stream=bool(asked.stream))
 
     async def _completions(self, request: Request) -> Response:
         asked = read(await request.body(), CompletionRequest)
         ask = completions.ask_of(asked, self.prompts, request.state.owner)
         form = completions.CompletionForm(asked, self.pipeline.vocabulary, self.model, secrets.token_hex(12))
+        return await self.answer(request, ask, form, stream=bool(asked.stream))
+
+    async def _messages(self, request: Request) -> Response:
+        asked = read(await request.body(), messages.MessagesRequest)
+        if asked.max_tokens is None:
+            raise ApiError(400, "max_tokens is missing.", param="max_tokens")
+        ask, reader = await run_in_threadpool(chat.ask_of, asked.chat(), self.prompts, request.state.owner)
+        form = messages.MessageForm(asked, reader, self.model, secrets.token_hex(12))
+        return await self.answer(request, ask, form, stream=bool(asked.stream))
+
+    async def _count_tokens(self, request: Request) -> Response:
+        asked = read(await request.body(), messages.MessagesRequest)
+        ask, _ = await run_in_threadpool(chat.ask_of, asked.chat(), self.prompts, request.state.owner)
+        return _json({"input_tokens": len(ask.tokens)})
+
+    async def _responses(self, request: Request) -> Response:
+        asked = read(await request.body(), responses.ResponsesRequest)
+        ask, reader = await run_in_threadpool(chat.ask_of, asked.chat(), self.prompts, request.state.owner)
+        form = responses.ResponseForm(asked, reader, self.model, secrets.token_hex(12))
         return await self.answer(request, ask, form, stream=bool(asked.stream))
 
     async def answer(self, request: Request, ask: Ask, form: Form, *, stream: bool) -> Response:
@@ -117,7 +143,7 @@ class Server:
         chunks = form.chunks(answers)
         # The first one says whether the request can be served at all: what fails before it has a status of its own.
         first = await self._unless_gone(request, anext(chunks, None))
-        return StreamingResponse(self._events(first, chunks), media_type="text/event-stream", headers=_STREAM)
+        return StreamingResponse(self._events(form, first, chunks), media_type="text/event-stream", headers=_STREAM)
 
     async def _unless_gone(self, request: Request, work: Awaitable[Any]) -> Any:
         async def gone() -> None:
@@ -139,7 +165,7 @@ class Server:
             await asyncio.gather(task, watch, return_exceptions=True)
 
     async def _events(
-        self, first: dict[str, Any] | None, chunks: AsyncIterator[dict[str, Any]]
+        self, form: Form, first: dict[str, Any] | None, chunks: AsyncIterator[dict[str, Any]]
     ) -> AsyncIterator[bytes]:
         ends = time.monotonic() + self.settings.timeout if self.settings.timeout else None
         try:
@@ -148,11 +174,13 @@ class Server:
                 yield _event(chunk)
                 left = ends - time.monotonic() if ends is not None else None
                 chunk = await asyncio.wait_for(anext(chunks, None), left)
-            yield b"data: [DONE]\n\n"
+            if form.ends:
+                yield form.ends
         except ApiError as error:
-            yield _event(error.body())
+            yield _event(form.error(error))
         except (TimeoutError, asyncio.TimeoutError):  # two kinds in Python 3.10
-            yield _event(ApiError(504, f"No end within {self.settings.timeout:g} s.", code="timeout").body())
+            late = ApiError(504, f"No end within {self.settings.timeout:g} s.", code="timeout")
+            yield _event(form.error(late))
         finally:
             close = getattr(chunks, "aclose", None)
             if close is not None:
@@ -239,18 +267,21 @@ def _json(body: Any) -> Response:
 
 
 def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+    """Those that have a type are named by it."""
+    name = f"event: {data['type']}\n".encode() if "type" in data else b""
+    return name + b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
-def _said(_request: Request, error: Exception) -> Response:
+def _said(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return refused(error)
+    return refused(error, request.url.path)
 
 
-def _http(_request: Request, error: Exception) -> Response:
+def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     words = {404: "There is nothing at this address.", 405: "This address takes another method."}
-    return refused(ApiError(error.status_code, words.get(error.status_code, str(error.detail))))
+    said = ApiError(error.status_code, words.get(error.status_code, str(error.detail)))
+    return refused(said, request.url.path)
 
 
 def _gone(_request: Request, _error: Exception) -> Response:

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer_cpp.llama.vocabulary import Vocabulary
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.server.answers import Answers
 from pipeinfer_cpp.server.ask import ApiError, ChatRequest, JsonSchema, ResponseFormat
@@ -89,8 +88,7 @@ class MessageForm:
         self._stops, self._reader = request.stop_sequences or [], reader
         self._head = {"id": f"msg_{id}", "type": "message", "role": "assistant", "model": model}
 
-    @staticmethod
-    def error(error: ApiError) -> dict[str, Any]:
+    def error(self, error: ApiError) -> dict[str, Any]:
         return error_body(error)
 
     async def whole(self, answers: Answers) -> dict[str, Any]:
@@ -113,7 +111,7 @@ class MessageForm:
         async for _, _, parts in replies(answers, self._reader):
             if not begun:
                 begun = True
-                empty = {"content": [], "stop_reason": None, "stop_sequence": None}
+                empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
                 yield {"type": "message_start", "message": {**self._head, **empty, "usage": _usage(answers)}}
             for part in parts:
                 block = _block(part)

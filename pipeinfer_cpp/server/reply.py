@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
+from pipeinfer_cpp.conversation import Template
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
 from pipeinfer_cpp.results import Token
 from pipeinfer_cpp.server.answers import Answers
 from pipeinfer_cpp.server.calls import Call, Calls
-from pipeinfer_cpp.server.tools import Template, Tools
+from pipeinfer_cpp.server.tools import Tools
 from pipeinfer_cpp.thinking import Part, Thinking
 
 _TAIL = 64
 """Tokens of a prompt that may hold what opens a thought."""
+
+
+def tail(vocabulary: Vocabulary, prompt: Sequence[int]) -> str:
+    """The end of a prompt as text, control tokens too."""
+    return "".join(vocabulary.name(token) for token in prompt[-_TAIL:])
 
 
 class Reader:
@@ -25,7 +31,7 @@ class Reader:
         """`opening`: the end of the prompt that is a call's beginning already."""
         self.vocabulary, self.tools, self.opening = vocabulary, tools, opening
         self._template = template
-        self._tail = "".join(vocabulary.name(token) for token in prompt[-_TAIL:])
+        self._tail = tail(vocabulary, prompt).removesuffix(opening)
 
     def reply(self) -> Reply:
         """For one answer."""
@@ -34,14 +40,16 @@ class Reader:
         calls = Calls(self.tools.kind(self._template), self.tools.schemas) if self.tools is not None else None
         if calls is not None:
             calls.feed(self.opening)
-        return Reply(self.vocabulary, thinking, calls)
+        return Reply(self.vocabulary, thinking, calls, parallel=self.tools is None or self.tools.parallel)
 
 
 class Reply:
     """Feed the tokens of one answer; take the parts that are certain."""
 
-    def __init__(self, vocabulary: Vocabulary, thinking: Thinking, calls: Calls | None) -> None:
+    def __init__(self, vocabulary: Vocabulary, thinking: Thinking, calls: Calls | None, *, parallel: bool) -> None:
+        """`parallel`: more than one call counts."""
         self._vocabulary, self._thinking, self._calls = vocabulary, thinking, calls
+        self._parallel, self._called = parallel, False
         self._space = ""
         self._thought = False
 
@@ -79,7 +87,9 @@ class Reply:
         for part in parts:
             if isinstance(part, Call):
                 self._space = ""
-                told.append(part)
+                if self._parallel or not self._called:
+                    told.append(part)
+                self._called = True
                 continue
             text = self._space + part
             shown = text.rstrip()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
+from pipeinfer_cpp.chat_template import ChatTemplate, Message
+from pipeinfer_cpp.conversation import Template
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.server.calls import Kind, kind_of
-
-Message = dict[str, Any]
-"""`role`, `content` (text), and where there are any `tool_calls` and `tool_call_id`, as OpenAI has them."""
 
 _WORDS = """You may call one or more functions to assist with the user query.
 
@@ -27,14 +26,6 @@ For each function call, return a json object with function name and arguments wi
 {{"name": <function-name>, "arguments": <args-json-object>}}
 </tool_call>"""
 """What Hermes and Qwen are told; for templates that have no words of their own."""
-
-
-class Template(Protocol):
-    """A `ChatTemplate`, or one that llama.cpp knows by name."""
-
-    source: str
-
-    def render(self, messages: Sequence[Message], *, answer_follows: bool = True) -> str: ...
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -107,14 +98,35 @@ class Tools:
         return Forced("<tool_call>\n" if kind == "hermes" else "", one)
 
 
+class WithTools:
+    """A chat template that writes tools and calls too. `guard` marks what must not become a control token."""
+
+    def __init__(self, template: Template, tools: Sequence[Tool]) -> None:
+        self._template, self._tools = template, tools
+        self.source, self.variables = template.source, template.variables
+        self.guard: Callable[[str], str] = str
+
+    def render(self, messages: Sequence[Message], *, answer_follows: bool = True) -> str:
+        tools = [msgspec.convert(self._guarded(msgspec.to_builtins(tool)), Tool) for tool in self._tools]
+        return render(self._template, [self._guarded_calls(message) for message in messages], tools)
+
+    def _guarded_calls(self, message: Message) -> Message:
+        guarded = dict(message)
+        for key in ("tool_calls", "reasoning_content", "tool_call_id"):
+            if key in message:
+                guarded[key] = self._guarded(message[key])
+        return guarded
+
+    def _guarded(self, said: Any) -> Any:
+        return json.loads(self.guard(json.dumps(said, ensure_ascii=False)))
+
+
 def render(template: Template, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
     """The prompt of messages that may hold calls and their results.
 
     A template that does not know tools, or writes calls in a form that is not read here, gets the functions in a
     system message, calls as text and results as the user's. Raises UserError when it refuses the messages.
     """
-    from pipeinfer_cpp.chat_template import ChatTemplate
-
     touched = bool(tools) or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)
     if not touched:
         return template.render(messages)
