@@ -32,6 +32,7 @@ from pipeinfer_cpp.cluster.live import Live
 from pipeinfer_cpp.cluster.plan import Plan, make_plan
 from pipeinfer_cpp.cluster.session import Loading, Peer
 from pipeinfer_cpp.cluster.turn import Turn
+from pipeinfer_cpp.cluster.window import Window
 from pipeinfer_cpp.engine import CostCurve
 from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.errors import PipeInferError, UserError
@@ -341,6 +342,11 @@ class Pipeline:
         draft = plan.draft.name if plan.draft is not None and now.draft is not None else None
         return msgspec.structs.replace(now, model=plan.target.name, draft=draft, stages=stages)
 
+    def show(self) -> None:
+        """Let `pipeinfer top` of the same user on this machine see it, until it is closed."""
+        with contextlib.suppress(OSError):  # a pipeline is as good without
+            self._resources.callback(Window(partial(_live, weakref.ref(self))).close)
+
     @property
     def warnings(self) -> list[str]:
         """What the user should know about how this was set up."""
@@ -366,6 +372,12 @@ def _close(resources: contextlib.ExitStack, owner: int) -> None:
     """All of it, unless this is a forked child: its parent's sockets, folder and processes are not its own."""
     if os.getpid() == owner:
         resources.close()
+
+
+def _live(pipeline: weakref.ref[Pipeline]) -> Live:
+    if (alive := pipeline()) is None:
+        raise PipeInferError("This pipeline is gone.")
+    return alive.live()
 
 
 def _notice(pipeline: weakref.ref[Pipeline], text: str) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import stat
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
-from cli_helpers import pipeinfer
+from cli_helpers import ENV, pipeinfer
 from page_server import served
 from terminal import PROMPT, Terminal
 
 from pipeinfer_cpp.cluster.live import Live
+from pipeinfer_cpp.cluster.window import Window, windows
 from pipeinfer_cpp.ui.live_view import bar, spark
 
 
@@ -70,7 +74,7 @@ def test_a_server_that_is_gone_is_waited_for() -> None:
         terminal = Terminal("top", address, "--interval", "0.1", columns=100)
         terminal.until("sends")
     with contextlib.closing(terminal):
-        terminal.until("The server does not answer; what is shown is what it said last.")
+        terminal.until("It does not answer any more; what is shown is what it said last.")
         terminal.interrupt()
         assert terminal.end() == 0
 
@@ -90,6 +94,46 @@ def test_what_cannot_be_watched_is_said_in_a_sentence(url: str) -> None:
         got = pipeinfer("top", *args)
         assert (got.code, got.out) == (code, "") and said in got.err and got.err.count("\n") == 1
     server.shutdown()
+
+
+def test_a_pipeline_of_this_machine_is_found_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))  # a socket's path has to be short
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        for module in ("cli_helpers", "terminal"):
+            monkeypatch.setattr(f"{module}.ENV", {**ENV, "XDG_RUNTIME_DIR": folder})
+        assert windows() == {}
+        chats = [Terminal("chat", "--pair", "demo", "--stages", str(n), "--no-save") for n in (1, 2)]
+        for chat in chats:
+            stack.callback(chat.close)
+            chat.until(PROMPT)
+        pids = [chat.process.pid for chat in chats]
+        several = pipeinfer("top", "--once")
+        assert several.code == 2 and all(str(pid) in several.err for pid in pids)
+        for n, pid in enumerate(pids, 1):
+            looked = pipeinfer("top", pid, "--json")
+            assert len(msgspec.json.decode(looked.out.encode(), type=Live).stages) == n
+        chats[1].type("/bye\n")
+        assert chats[1].end() == 0
+        [(pid, path)] = windows().items()
+        assert pid == pids[0] and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        chats[0].ask("Who?")
+        looked = pipeinfer("top", "--once")
+        assert looked.code == 0 and "ended by" in looked.out
+        missing = pipeinfer("top", pids[1])
+        assert missing.code == 2 and f"Process {pids[1]} has no pipeline" in missing.err and str(pid) in missing.err
+        chats[0].process.kill()
+        chats[0].process.wait()
+        assert windows() == {} and not list(path.parent.iterdir())
+
+
+def test_a_folder_of_others_is_no_place_for_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "pipeinfer").mkdir(mode=0o777)
+    (tmp_path / "pipeinfer").chmod(0o777)
+    with pytest.raises(PermissionError):
+        Window(lambda: pytest.fail("nobody may look"))
+    assert windows() == {}
 
 
 def test_a_chat_shows_the_stages_behind_an_answer() -> None:

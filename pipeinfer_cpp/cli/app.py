@@ -78,7 +78,7 @@ def command() -> Any:
     add("serve", serve.serve, _DAILY, "Serve programs (OpenAI API) and browsers", epilog=examples)
     add("stage", stage.stage, _MACHINES, "Serve a part of a model's layers from this machine")
     examples = "pipeinfer top\npipeinfer top http://192.168.1.10:8080 --api-key KEY"
-    add("top", top.top, _MACHINES, "Watch a running server", epilog=examples)
+    add("top", top.top, _MACHINES, "Watch a running pipeline", epilog=examples)
     add("slice", slicing.cut, _MACHINES, "Cut a model ahead of its first start")
     add("bench", bench.bench, _LAB, "Compare modes side by side on this cluster")
     add("tune", tune.tune, _LAB, "Find the best settings for a pair on this cluster")

@@ -210,6 +210,7 @@ class ChatSession:
         with opening("Starting again", quiet=True) as report:
             pipeline = Pipeline(replace(old.plan.options, ctx=old.settings.n_ctx), report)
         self.pipeline = self.settings.pipeline = pipeline
+        pipeline.show()
         self._closed = False
         self.conversation.tokenizer = pipeline.vocabulary
         pipeline.configure(**{name: getattr(old.settings, name) for name in ENGINE_SETTINGS})

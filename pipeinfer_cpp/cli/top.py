@@ -1,4 +1,4 @@
-"""`pipeinfer top`: a running server, live."""
+"""`pipeinfer top`: a running pipeline, live."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
@@ -18,6 +21,7 @@ from pipeinfer_cpp.errors import PipeInferError, UserError
 if TYPE_CHECKING:
     from pipeinfer_cpp.cluster.live import Live
 
+USUAL = "http://127.0.0.1:8080"
 WAIT = 5.0
 """Seconds for an answer."""
 
@@ -27,7 +31,10 @@ class Unreachable(PipeInferError):
 
 
 def top(
-    url: Annotated[str, typer.Argument(help="Where `pipeinfer serve` listens.", metavar="URL")] = "127.0.0.1:8080",
+    what: Annotated[
+        str | None,
+        typer.Argument(help="Where `pipeinfer serve` listens, or a process id (a pipeline here).", metavar="URL"),
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option(help="Where the server asks for one.", envvar="PIPEINFER_API_KEY", metavar="KEY")
     ] = None,
@@ -35,25 +42,54 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one look and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one look as JSON, for programs.")] = False,
 ) -> None:
-    """Watch a running server: stages, drafts, conversations, events. Ctrl-C ends it."""
+    """Watch a pipeline: its stages, drafts, conversations, events. Ctrl-C ends it."""
     from pipeinfer_cpp.ui.consoles import out
     from pipeinfer_cpp.ui.live_view import frame
 
     if not 0.05 <= interval <= 3600:
         raise UserError("--interval must be between 0.05 and 3600 seconds.")
-    address = _address(url)
-    now = look(address, api_key)
+    look = _of(what, api_key)
+    now = look()
     if as_json:
         typer.echo(msgspec.json.encode(now))
     elif once or not sys.stdout.isatty():
         console = out()
         console.print(frame(now, min(console.width, 120)))
     else:
-        _watch(address, api_key, interval, now)
+        _watch(look, interval, now)
 
 
-def look(address: str, api_key: str | None) -> Live:
-    """What goes on there. `address`: http://HOST:PORT. Raises Unreachable where nothing answers."""
+def _of(what: str | None, api_key: str | None) -> Callable[[], Live]:
+    """What looks at the pipeline that is meant: the one on this machine, else the server at the usual address."""
+    from pipeinfer_cpp.cluster.window import windows
+
+    if what is not None and not what.isdecimal():
+        return partial(_server, _address(what), api_key)
+    here = windows()
+    if what is not None:
+        if int(what) not in here:
+            others = f" Those of yours: {', '.join(map(str, here))}." if here else ""
+            raise UserError(f"Process {what} has no pipeline that can be watched from here.{others}")
+        return partial(_process, int(what), here[int(what)])
+    if len(here) > 1:
+        pids = ", ".join(map(str, here))
+        raise UserError(f"Several pipelines run here: name one by its process id ({pids}).")
+    for pid, path in here.items():
+        return partial(_process, pid, path)
+    return partial(_server, USUAL, api_key)
+
+
+def _process(pid: int, path: Path) -> Live:
+    from pipeinfer_cpp.cluster.window import look
+
+    now = look(path)
+    if now is None:
+        raise Unreachable(f"The pipeline of process {pid} does not answer: it has ended, or ends now.")
+    return now
+
+
+def _server(address: str, api_key: str | None) -> Live:
+    """`address`: http://HOST:PORT. Raises Unreachable where nothing answers."""
     from pipeinfer_cpp.cluster.live import Live
 
     request = urllib.request.Request(f"{address}/pipeline")
@@ -89,7 +125,7 @@ def _address(url: str) -> str:
     return whole.rstrip("/")
 
 
-def _watch(address: str, api_key: str | None, interval: float, now: Live) -> None:
+def _watch(look: Callable[[], Live], interval: float, now: Live) -> None:
     from rich.live import Live as Screen
 
     from pipeinfer_cpp.ui.consoles import out
@@ -102,8 +138,8 @@ def _watch(address: str, api_key: str | None, interval: float, now: Live) -> Non
                 screen.update(frame(now, console.width, console.height, note), refresh=True)
                 time.sleep(interval)
                 try:
-                    now, note = look(address, api_key), ""
+                    now, note = look(), ""
                 except Unreachable:
-                    note = "The server does not answer; what is shown is what it said last."
+                    note = "It does not answer any more; what is shown is what it said last."
     except KeyboardInterrupt:
         return

@@ -73,7 +73,7 @@ class Server:
         self.app = Starlette(
             routes=[*self._routes(), *site_routes(pipeline.live)],
             middleware=middleware,
-            exception_handlers={ApiError: _said, HTTPException: _http, ClientDisconnect: _gone},
+            exception_handlers={ApiError: _said, HTTPException: _http, ClientDisconnect: _gone, Exception: _broken},
             lifespan=self._lifespan,
         )
 
@@ -282,6 +282,10 @@ def _http(request: Request, error: Exception) -> Response:
     words = {404: "There is nothing at this address.", 405: "This address takes another method."}
     said = ApiError(error.status_code, words.get(error.status_code, str(error.detail)))
     return refused(said, request.url.path)
+
+
+def _broken(_request: Request, error: Exception) -> Response:
+    return refused(ApiError(500, f"The server made a mistake: {type(error).__name__}: {error}"))
 
 
 def _gone(_request: Request, _error: Exception) -> Response:

@@ -108,7 +108,7 @@ class Request(msgspec.Struct, kw_only=True):
         try:
             sampling.check()
         except UserError as error:
-            raise ApiError(400, str(error)) from None
+            raise ApiError(400, _in_fields(error)) from None
         return sampling
 
     def _form(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Request(msgspec.Struct, kw_only=True):
 
 
 class CompletionRequest(Request, kw_only=True):
-    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    prompt: str | list[str | int | list[int]] = ""
     logprobs: int | None = None
     echo: bool = False
     suffix: str | None = None
@@ -205,6 +205,12 @@ def _chosen(choice: Any) -> str:
     if not isinstance(of, dict) or not isinstance(of.get("name"), str):
         raise ApiError(400, "tool_choice: a function with a name is needed.", param="tool_choice")
     return str(of["name"])
+
+
+def _in_fields(error: UserError) -> str:
+    """Its words, with a request's fields for the options of the command line."""
+    known = {"temp": "temperature", "typical": "typical_p"}
+    return re.sub(r"--([a-z][a-z-]*)", lambda found: known.get(found[1], found[1].replace("-", "_")), str(error))
 
 
 T = TypeVar("T")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -39,7 +39,7 @@ def ask_of(request: CompletionRequest, prompts: Prompts, owner: str) -> Ask:
 
 
 def _tokens(request: CompletionRequest, prompts: Prompts) -> list[int]:
-    prompt = request.prompt
+    prompt: str | Sequence[Any] = request.prompt
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     if isinstance(prompt, str):
