@@ -336,10 +336,11 @@ class Slot:
         self._count(rows, sum(row.node < 0 for row in rows))
         return rows
 
-    def propose(self, now: float) -> None:
-        """Say how far guesses may go."""
+    def propose(self, now: float, most: int | None = None) -> None:
+        """Say how far guesses may go: no more than `most` beyond the root."""
         if self.phase in (PREFILL, DECODE) and self.drafts.alive:
             room = self.speculation.room(self.tree, self.turn.last_row, now, self.phase == PREFILL)
+            room = room if most is None else min(room, self.tree.root.pos + most)
             self._out += self.drafts.propose(room)
 
     def _send(self, kind: str, rows: list[Row], pin: bool = False) -> int:
