@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from test_conversation import Chatml
 
@@ -20,7 +23,8 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.schema import guided_text
 from pipeinfer_cpp.results import Token
 from pipeinfer_cpp.sampling import Sampling
-from pipeinfer_cpp.server.calls import Call, Calls, Kind, kind_of, split
+from pipeinfer_cpp.server.ask import ChatRequest
+from pipeinfer_cpp.server.calls import _OPENINGS, Call, Calls, Kind, kind_of, split
 from pipeinfer_cpp.server.reply import Reply
 from pipeinfer_cpp.server.tools import Tool, Tools, WithTools, render
 from pipeinfer_cpp.thinking import Part, Thinking
@@ -131,6 +135,29 @@ def test_what_is_no_call_stays_text(kind: Kind, text: str, step: int) -> None:
     assert "".join(map(str, parts)) == text
 
 
+PIECES = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "get_weather", "<|python_tag|>", ONE, f"[{ONE}]", "<function=get_time>"]
+PIECES += ["</function>", '{"name": "get_time"}', "{", "}", "[", '"', "\\", "\n", " ", ";", ",", "<", "Hello"]
+
+
+@given(st.sampled_from(list(_OPENINGS)), st.lists(st.sampled_from(PIECES), max_size=9), st.lists(st.integers(1, 9), min_size=1))
+def test_how_an_answer_is_cut_changes_nothing_and_no_text_is_lost(kind: Kind, pieces: list[str], cuts: list[int]) -> None:
+    text = "".join(pieces)
+
+    def read(cuts: list[int]) -> tuple[str, list[tuple[str, Any]]]:
+        parser, at, parts = Calls(kind, SCHEMAS), 0, []
+        for cut in itertools.cycle(cuts):
+            if at >= len(text):
+                break
+            parts += parser.feed(text[at : at + cut])
+            at += cut
+        parts += parser.finish()
+        return "".join(p for p in parts if isinstance(p, str)), plain([p for p in parts if isinstance(p, Call)])
+
+    said, calls = read([1000])
+    assert read(cuts) == (said, calls) == read([1])
+    assert calls or said == text
+
+
 def test_text_comes_at_once_and_only_beginnings_are_held() -> None:
     parser = Calls("hermes", SCHEMAS)
     assert parser.feed("Let me look") == ["Let me look"]
@@ -145,6 +172,15 @@ def test_a_parameter_is_what_its_schema_says() -> None:
     text += '<parameter=tags>\n["a"]\n</parameter>\n</function>'
     _, calls = split(f"<tool_call>\n{text}\n</tool_call>", "hermes", {"f": schema})
     assert plain(calls) == [("f", {"n": 3, "zip": "00184", "tags": ["a"]})]
+
+
+def test_what_a_request_tells_the_template() -> None:
+    def told(**more: Any) -> dict[str, Any]:
+        return ChatRequest(messages=[], **more).variables()
+
+    assert told() == {} and told(reasoning_effort="low") == {"reasoning_effort": "low"}
+    assert told(reasoning_effort="none")["enable_thinking"] is False
+    assert told(reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})["enable_thinking"] is True
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
