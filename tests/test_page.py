@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from browser import chromium
-from page_server import served
+from serving import served
 
 QUESTION, STORY = "Who lives in the forest?", "Tell me a story about a little fox."
+DEMO = "--pair", "demo", "--stages", "2", "--slots", "2"
 WIDE, PHONE = {"width": 1200, "height": 800}, {"width": 360, "height": 740}
 
 
@@ -25,9 +26,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def url(browser: Any) -> Iterator[str]:
-    with served(2) as address:
-        yield address
+def url(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(*DEMO, log=tmp_path_factory.mktemp("page") / "log") as address:
+        yield f"{address}/"
 
 
 class Visit:
@@ -102,7 +103,8 @@ def answer_of_the_api(url: str, *said: str) -> str:
     roles = ["user", "assistant"] * len(said)
     messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
     body = json.dumps({"messages": messages, "temperature": 0, "stream": True}).encode()
-    with urllib.request.urlopen(f"{url}v1/chat/completions", body) as answer:
+    request = urllib.request.Request(f"{url}v1/chat/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
         lines = [json.loads(line[6:]) for line in answer.read().decode().splitlines() if line.startswith("data: {")]
     return "".join(line["choices"][0]["delta"].get("content") or "" for line in lines if line.get("choices"))
 
@@ -371,10 +373,27 @@ def test_the_servers_own_sentence_is_shown(visit: Callable[..., Visit]) -> None:
     assert v.ask(QUESTION).strip()
 
 
-def test_the_server_asks_for_a_key(browser: Any) -> None:
-    with served(2, key="sesame") as url:
+def test_where_the_context_is_full_the_oldest_questions_go(visit: Callable[..., Visit]) -> None:
+    v = visit()
+    said = "It was a long day in the deep green forest. " * 22
+    messages = [{"role": role, "content": said} for _ in range(3) for role in ("user", "assistant")]
+    chat = {"id": "kept", "title": "Kept", "changed": 1, "messages": messages}
+    v.page.evaluate("chat => localStorage.setItem('pipeinfer.chat.kept', JSON.stringify(chat))", chat)
+    v.page.evaluate("() => { location.hash = 'kept' }")
+    v.page.reload()
+    v.begin(QUESTION)
+    note = v.page.locator(".note", has_text="The context is full: the oldest")
+    note.wait_for()
+    v.page.locator("#send").wait_for()
+    assert v.texts("article.model .markdown")[-1].strip()
+    assert len(v.texts("article.user .text")) == 4, "what is left out stays in sight"
+    v.wrong = [w for w in v.wrong if "400" not in w]  # the browser's own lines
+
+
+def test_the_server_asks_for_a_key(browser: Any, tmp_path: Path) -> None:
+    with served(*DEMO, "--api-key", "sesame", log=tmp_path / "log") as url:
         context = browser.new_context(viewport=WIDE)
-        v = Visit(context, url)
+        v = Visit(context, f"{url}/")
         v.page.locator("#model", has_text="asks for an API key").wait_for()
         v.begin(QUESTION)
         v.page.locator("#settings[open]").wait_for()

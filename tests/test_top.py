@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from cli_helpers import ENV, pipeinfer
-from page_server import served
+from serving import served
 from terminal import PROMPT, Terminal
 
 from pipeinfer_cpp.cluster.live import Live
@@ -24,15 +24,17 @@ from pipeinfer_cpp.ui.live_view import bar, spark
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with served(2, key="sesame") as address:
-        yield address
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    options = "--pair", "demo", "--stages", "2", "--slots", "1", "--api-key", "sesame"
+    with served(*options, log=tmp_path_factory.mktemp("top") / "log") as address:
+        yield f"{address}/"
 
 
 def ask(url: str, max_tokens: int = 20) -> None:
     messages = [{"role": "user", "content": "Tell me a story."}]
-    body = json.dumps({"messages": messages, "max_tokens": max_tokens}).encode()
-    request = urllib.request.Request(f"{url}v1/chat/completions", body, {"Authorization": "Bearer sesame"})
+    body = json.dumps({"messages": messages, "max_tokens": max_tokens, "stream": True}).encode()
+    headers = {"Authorization": "Bearer sesame", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}v1/chat/completions", body, headers)
     with urllib.request.urlopen(request) as answer:
         assert b"[DONE]" in answer.read()
 
@@ -69,8 +71,8 @@ def test_it_is_live_and_ctrl_c_ends_it(url: str) -> None:
         assert terminal.end() == 0
 
 
-def test_a_server_that_is_gone_is_waited_for() -> None:
-    with served(1) as address:
+def test_a_server_that_is_gone_is_waited_for(tmp_path: Path) -> None:
+    with served("--pair", "demo", "--stages", "1", log=tmp_path / "log") as address:
         terminal = Terminal("top", address, "--interval", "0.1", columns=100)
         terminal.until("sends")
     with contextlib.closing(terminal):

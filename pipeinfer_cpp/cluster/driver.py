@@ -6,7 +6,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
-from pipeinfer_cpp.cluster import claims
+from pipeinfer_cpp.cluster import claims, switching
 from pipeinfer_cpp.cluster.answer import Answer
 from pipeinfer_cpp.cluster.live import Figures, Live, live
 from pipeinfer_cpp.cluster.outbox import Outbox
@@ -209,6 +209,8 @@ class Driver:
             raise PipeInferError("This pipeline was closed.")
         except BaseException as error:
             self.failure = error
+            if self._answers:
+                switching.leave()
             for answer in self._answers.values():
                 answer.turn.end(error)
             self._answers.clear()
@@ -272,6 +274,8 @@ class Driver:
             return
         before(slot)
         now = clock()
+        if not self._answers:
+            switching.enter()
         answer = self._answers[turn.slot] = Answer(turn, now, self._piece, self._outbox.other_bytes)
         self.tally = answer.tally
         self.tally.memory_mb = self._memory
@@ -379,10 +383,11 @@ class Driver:
 
     def _finish(self, slot: int, reason: str) -> None:
         answer, engine = self._answers.pop(slot, None), self.engine
-        if not self._answers:
-            self._wake = None
         if answer is None:
             return
+        if not self._answers:
+            self._wake = None
+            switching.leave()
         if (slower := self._slowdown.look(engine.pipe.pace)) is not None:
             answer.tally.warnings.append(slower)
         result = answer.finish(

@@ -133,24 +133,32 @@ class Engine:
     def _roots(self) -> None:
         """Final tokens leave at once where nobody else does; else those that would only wait before the slowest stage
         wait here, for others to share a run with."""
-        decoding = self._decoding
-        waiting = [slot for slot in self.slots if slot.waits]
+        waiting = sorted((slot for slot in self.slots if slot.waits), key=lambda slot: slot.waits_since)
         while waiting:
-            if len(self.active) > 1 and (self._too_early() or self._queued(decoding)):
+            if len(self.active) > 1 and (self._too_early() or self._queued()):
                 return
-            group = self._group(waiting, decoding)
-            self._send(group)
-            gone = [waiting[0], *(slot for slot, _ in group)]  # without nodes it waits for its drafts
-            waiting = [slot for slot in waiting if slot not in gone]
+            together = self._together(waiting)
+            if not together:
+                return
+            self._send(self._shared_out(together))
+            waiting = [slot for slot in waiting if slot not in together]  # without nodes it waits for its drafts
 
-    def _group(self, waiting: Sequence[Slot], decoding: int) -> list[tuple[Slot, list[Node]]]:
-        """The slots whose roots share the next run, each with what it sends: as many as there must be for all of
-        them to be in the pipeline at once."""
+    def _together(self, waiting: Sequence[Slot]) -> list[Slot]:
+        """Slots whose roots share the next run, the one that waits longest first; none where it is better to wait for
+        the others of their group, whose roots are under way: from then on they come and go together."""
+        size = self._size(self._decoding)
+        for first in waiting:
+            group = [slot for slot in self.slots if slot.number // size == first.number // size]
+            if not any(slot.phase == DECODE and not slot.waits for slot in group):
+                ready = [slot for slot in group if slot in waiting]
+                at = ready.index(first)
+                # Neighbours only: what stages compute as one batch where sequences have cells of their own.
+                return [slot for i, slot in enumerate(ready) if abs(slot.number - first.number) == abs(i - at)]
+        return []
+
+    def _shared_out(self, group: Sequence[Slot]) -> list[tuple[Slot, list[Node]]]:
+        """What each of them sends: its root, with the drafts below it that there is room for."""
         most = self.settings.max_rows
-        group = list(waiting[:1])
-        if self.settings.mode != "sync" and not self.settings.checkpoints:
-            size = self._size(decoding)
-            group = _neighbours(waiting, size) if self.settings.apart else list(waiting[:size])
         share = most // len(group)
         each = [
             (slot, slot.speculation.root_run(slot.tree, slot.turn.last_row, most - share + len(slot.replay)))
@@ -167,14 +175,16 @@ class Engine:
         pace = self.pipe.pace
         return max(round(pace.latency(1) / max(pace.bottleneck(1), 1e-9)), 1)
 
-    def _queued(self, decoding: int) -> bool:
+    def _queued(self) -> bool:
         """So many runs are under way that a further one would only wait somewhere: better here, for others to share
         it with, as long as that makes rows cheaper."""
-        return self._size(decoding) > 1 and sum(f.alive for f in self.pipe.in_flight.values()) >= self._in_pipe
+        return self._size(self._decoding) > 1 and sum(f.alive for f in self.pipe.in_flight.values()) >= self._in_pipe
 
     def _size(self, decoding: int) -> int:
         """Slots that share a run, when so many decode: as many as there must be for all of them to be in the pipeline
         at once, as long as each further row makes them cheaper."""
+        if self.settings.mode == "sync" or self.settings.checkpoints:
+            return 1
         pace = self.pipe.pace
         most = min(math.ceil(decoding / self._in_pipe), self.settings.max_rows)
         size = 1
@@ -248,14 +258,3 @@ class Engine:
         if self._woken is None or at < self._woken - 1e-5 or self._woken <= self._now:
             self._woken = at
             self._out.append(ev.Wake(at))
-
-
-def _neighbours(waiting: Sequence[Slot], size: int) -> list[Slot]:
-    """Up to `size` slots whose numbers follow each other: what stages compute as one batch where sequences have cells
-    of their own. As many as there are; of equally many those that were served longest ago."""
-    best: list[Slot] = []
-    for i in range(len(waiting)):
-        run = [s for k, s in enumerate(waiting[i : i + size]) if s.number == waiting[i].number + k]
-        if len(run) > len(best):
-            best = run
-    return best

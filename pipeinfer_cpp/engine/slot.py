@@ -68,6 +68,8 @@ class Slot:
         """Rows behind a restored checkpoint, to be computed again before the root."""
         self._read = False
         """The stages have computed the whole prompt of the turn: nothing can cancel it any more."""
+        self.waits_since = 0.0
+        """When its root became final."""
         self._reason = ""
         self._now = 0.0
 
@@ -227,6 +229,7 @@ class Slot:
                 return
             self._read = True
             self.turn.tokens.append(token)
+            self.waits_since = self._now
             origin = hit.origin if hit else "target"
             self._out.append(ev.Emit(token, root.pos + 1, root.logprob, origin, self.number, root.top))
             policy.cutoff.final()

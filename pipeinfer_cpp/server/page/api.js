@@ -1,9 +1,10 @@
 // The server, over the same HTTP API that programs use.
 
 export class Refused extends Error {
-  constructor(status, message) {
+  constructor(status, message, code = null) {
     super(message);
     this.status = status;
+    this.code = code;
   }
 }
 
@@ -15,14 +16,16 @@ function headers(key) {
 
 async function refusal(response) {
   let said = "";
+  let code = null;
   try {
     const { error } = await response.json();
     said = typeof error === "string" ? error : error.message;
+    code = error.code ?? null;
   } catch {
     // no JSON: a proxy, perhaps
   }
   if (response.status === 401) said = "The server asks for an API key: type it in the settings.";
-  return new Refused(response.status, said || `The server answered with ${response.status}.`);
+  return new Refused(response.status, said || `The server answered with ${response.status}.`, code);
 }
 
 export async function get(path, key) {

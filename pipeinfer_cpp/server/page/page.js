@@ -123,11 +123,20 @@ async function ask(text, at = chat.messages.length, again = false) {
   };
   view.update(true);
   scroll(true);
+  const changed = () => {
+    if (!waiting) requestAnimationFrame(refresh);
+    waiting = true;
+  };
   try {
-    await read(body, stopping.signal, message, () => {
-      if (!waiting) requestAnimationFrame(refresh);
-      waiting = true;
-    });
+    for (let left = 0; ; left++) {
+      try {
+        await read(body, stopping.signal, message, changed);
+        break;
+      } catch (error) {
+        if (error.code !== "context_length_exceeded" || !shortened(body.messages)) throw error;
+        message.note = `The context is full: the oldest ${left ? `${left + 1} questions were` : "question was"} left out.`;
+      }
+    }
   } catch (error) {
     if (error.name === "AbortError" || leaving) message.note = "Stopped.";
     else {
@@ -149,6 +158,15 @@ async function ask(text, at = chat.messages.length, again = false) {
   over();
 }
 
+/** Without the oldest question and its answer. False where there is only the last one. */
+function shortened(messages) {
+  const first = messages.findIndex((m) => m.role === "user");
+  const next = messages.findIndex((m, i) => i > first && m.role === "user");
+  if (next < 0) return false;
+  messages.splice(first, next - first);
+  return true;
+}
+
 async function read(body, signal, message, changed) {
   const began = performance.now();
   let first = 0;
@@ -165,7 +183,9 @@ async function read(body, signal, message, changed) {
       if (thought) message.thoughts = (message.thoughts ?? "") + thought;
       changed();
     }
-    if (choice?.finish_reason === "length") message.note = "Cut here: the limit of tokens or the context is reached.";
+    if (choice?.finish_reason === "length") {
+      message.note = "Cut here: the limit of tokens is reached, or the context is full.";
+    }
     timings = chunk.timings ?? timings;
     usage = chunk.usage ?? usage;
   }
@@ -178,7 +198,6 @@ function figures(timings, n, before, during) {
   const speed = timings?.predicted_per_second ?? (n > 1 && during > 0 ? (1000 * (n - 1)) / during : null);
   if (speed) parts.push(`${speed.toFixed(1)} tokens/s`);
   if (before > 0) parts.push(`first after ${(before / 1000).toFixed(1)} s`);
-  if (timings?.draft_n) parts.push(`${Math.round((100 * timings.draft_n_accepted) / timings.draft_n)}% of drafts accepted`);
   return parts.join(" · ");
 }
 
