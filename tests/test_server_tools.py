@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "<|im_start|>assistant\n"
         "{% if enable_thinking %}<think>\n{% endif %}{# <think></think> #}"
     )
-    options = "--slots", "2", "--ctx-size", "1024", "--chat-template", str(template)
+    options = "--slots", "2", "--ctx-size", "1024", "--chat-template", str(template), "--ping", "0.02"
     with served(*options, log=folder / "log") as address:
         yield address
 
@@ -104,6 +104,13 @@ def test_a_call_in_a_stream(client: Any) -> None:
     checked(call.function.name, call.function.arguments)
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     assert not any(d.content for d in deltas)
+
+
+def test_a_stream_that_waits_for_a_call_is_not_silent(server: str) -> None:
+    body = {"messages": QUESTION, "tools": TOOLS, "tool_choice": "required", "stream": True, "temperature": 0}
+    with httpx.stream("POST", f"{server}/v1/chat/completions", json=body, timeout=60) as answer:
+        lines = list(answer.iter_lines())
+    assert lines[-2] == "data: [DONE]" and lines.count(": still here") >= 2
 
 
 def test_a_call_that_the_model_makes_by_itself(client: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -35,13 +36,15 @@ from pipeinfer_cpp.versions import package_version
 @dataclass(frozen=True)
 class Settings:
     """keys: API keys, none for everybody. cors: origins whose pages may ask. queue: requests that may wait.
-    most_bytes: of a body. timeout: seconds that a request may take, 0 for as long as it likes."""
+    most_bytes: of a body. timeout: seconds that a request may take, 0 for as long as it likes. ping: seconds of
+    silence in a stream until a comment says that it goes on."""
 
     keys: Sequence[str] = ()
     cors: Sequence[str] = ()
     queue: int = 64
     most_bytes: int = 16 << 20
     timeout: float = 0.0
+    ping: float = 15.0
 
 
 class Form(Protocol):
@@ -61,6 +64,7 @@ class Server:
         self.pipeline, self.settings, self.prompts = pipeline, settings, prompts
         self.lines = Lines(pipeline, settings.queue)
         self.metrics = Metrics(self.lines)
+        self._ending: set[asyncio.Future[None]] = set()
         self.model = pipeline.plan.pair.name if pipeline.plan.pair else pipeline.plan.target.path.stem
         middleware = [
             Middleware(Guard, keys=settings.keys, most_bytes=settings.most_bytes, metrics=self.metrics),
@@ -167,24 +171,30 @@ class Server:
     async def _events(
         self, form: Form, first: dict[str, Any] | None, chunks: AsyncIterator[dict[str, Any]]
     ) -> AsyncIterator[bytes]:
-        ends = time.monotonic() + self.settings.timeout if self.settings.timeout else None
+        ends = time.monotonic() + self.settings.timeout if self.settings.timeout else math.inf
+        coming: asyncio.Future[dict[str, Any] | None] | None = None
         try:
             chunk = first
             while chunk is not None:
                 yield _event(chunk)
-                left = ends - time.monotonic() if ends is not None else None
-                chunk = await asyncio.wait_for(anext(chunks, None), left)
+                coming = asyncio.ensure_future(anext(chunks, None))
+                while not coming.done():
+                    left = ends - time.monotonic()
+                    await asyncio.wait({coming}, timeout=min(self.settings.ping, max(left, 0.0)))
+                    if not coming.done():
+                        if left <= 0:
+                            raise ApiError(504, f"No end within {self.settings.timeout:g} s.", code="timeout")
+                        yield _STILL_HERE
+                chunk = coming.result()
             if form.ends:
                 yield form.ends
         except ApiError as error:
             yield _event(form.error(error))
-        except (TimeoutError, asyncio.TimeoutError):  # two kinds in Python 3.10
-            late = ApiError(504, f"No end within {self.settings.timeout:g} s.", code="timeout")
-            yield _event(form.error(late))
         finally:
-            close = getattr(chunks, "aclose", None)
-            if close is not None:
-                await asyncio.shield(close())
+            ending = asyncio.ensure_future(_close(chunks, coming))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            await asyncio.shield(ending)
 
     # ------------------------------------------------------------------------------------- about
 
@@ -259,11 +269,22 @@ class Detokenize(msgspec.Struct):
     tokens: list[int]
 
 
+_STILL_HERE = b": still here\n\n"
 _STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def _json(body: Any) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+async def _close(chunks: AsyncIterator[Any], coming: asyncio.Future[Any] | None) -> None:
+    """End what gives the chunks, wherever it stands."""
+    if coming is not None and not coming.done():
+        coming.cancel()
+        await asyncio.wait({coming})
+    close = getattr(chunks, "aclose", None)
+    if close is not None:
+        await close()
 
 
 def _event(data: dict[str, Any]) -> bytes:
@@ -284,8 +305,9 @@ def _http(request: Request, error: Exception) -> Response:
     return refused(said, request.url.path)
 
 
-def _broken(_request: Request, error: Exception) -> Response:
-    return refused(ApiError(500, f"The server made a mistake: {type(error).__name__}: {error}"))
+def _broken(request: Request, error: Exception) -> Response:
+    said = ApiError(500, f"The server made a mistake: {type(error).__name__}: {error}")
+    return refused(said, request.url.path)
 
 
 def _gone(_request: Request, _error: Exception) -> Response:
