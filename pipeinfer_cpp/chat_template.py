@@ -16,8 +16,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeinfer_cpp.errors import UserError
 
-Message = dict[str, str]
-"""`role` (system, user, assistant) and `content`."""
+Message = dict[str, Any]
+"""`role` (system, user, assistant) and `content`; in conversations with tools also `tool_calls`, and the role tool."""
 
 _NO_TOOLS: tuple[dict[str, Any], ...] = ({"tools": None}, {}, {"tools": [], "functions": ""})
 """How templates may want to hear that there are none."""
@@ -51,15 +51,22 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise UserError(f"The chat template is not valid Jinja: {error}.") from error
 
-    def render(self, messages: Sequence[Message], *, answer_follows: bool = True) -> str:
-        """The text up to where the assistant's next answer begins.
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        answer_follows: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The text up to where the assistant's next answer begins. `tools`: functions that it may call, as OpenAI
+        describes them.
 
         Templates that take contents as lists of parts only get them so; one that takes no system message gets it at
         the head of the first user message. Raises UserError when it refuses the messages in each way, or when what
         a user said is not in its text.
         """
         failed: Exception | None = None
-        for form, more in itertools.product(_forms(messages), _NO_TOOLS):
+        for form, more in itertools.product(_forms(messages), ({"tools": list(tools)},) if tools else _NO_TOOLS):
             try:
                 text = self._template.render(
                     messages=form, add_generation_prompt=answer_follows, **{**self._known, **more, **self.variables}
@@ -69,7 +76,7 @@ class ChatTemplate:
             except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
                 failed = failed or UserError(f"The model's chat template does not work: {error}.")
             else:
-                if all(_within(m["content"], text) for m in messages if m["role"] != "assistant"):
+                if all(_within(m["content"], text) for m in messages if m["role"] in ("system", "user")):
                     return text
         raise failed or UserError(
             "The model's chat template leaves out what was said: use another one with --chat-template."

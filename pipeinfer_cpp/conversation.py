@@ -268,11 +268,11 @@ class Conversation:
 
     def _tokens(self) -> tuple[str, list[int]]:
         """The conversation as text and tokens: what is known, and behind it only what the template adds."""
-        text = self.template.render([{**m, "content": self._guarded(m["content"])} for m in self.messages])
+        text = self.template.render([{**m, "content": self.guarded(m["content"])} for m in self.messages])
         known = self._known
         if known is not None:
             # Templates often strip the white space around an answer; the model saw it, so it stays.
-            answer = self._guarded(known.answer)
+            answer = self.guarded(known.answer)
             for said in (answer, answer.rstrip(), answer.strip()):
                 if text.startswith(seen := known.text + said):
                     return text, known.tokens + self._tokenize(text[len(seen) :])
@@ -280,7 +280,7 @@ class Conversation:
         begin = not (self.tokenizer.adds_bos and bos and text.startswith(bos))
         return text, self._tokenize(text, begin=begin)
 
-    def _guarded(self, content: str) -> str:
+    def guarded(self, content: str) -> str:
         """With a mark within each name of a control token: what is said never becomes one."""
         content = content.replace(_MARK, "")
         while names := self._control_names(content):

@@ -41,6 +41,11 @@ class Thinking:
         self._held = ""
         self._end = next((end for begin, end in self._tags if prompt.endswith(begin)), None)
 
+    @property
+    def end(self) -> str | None:
+        """What ends the thought that is under way."""
+        return self._end
+
     def names(self, token: str) -> bool:
         """This control token is part of a tag, so it counts as text."""
         return any(token in tag for pair in self._tags for tag in pair)

@@ -59,6 +59,10 @@ def serve(
     request_timeout: Annotated[
         float, typer.Option(help="Seconds that a request may take (0: no limit).", rich_help_panel=_SERVER)
     ] = 0.0,
+    ping: Annotated[
+        float,
+        typer.Option(help="Seconds of silence in a stream before a comment says it goes on.", rich_help_panel=_SERVER),
+    ] = 15.0,
     max_body: Annotated[
         int, typer.Option(help="Largest body of a request, in bytes.", rich_help_panel=_SERVER)
     ] = 16 << 20,
@@ -78,6 +82,8 @@ def serve(
     keys = _keys(api_key, api_key_file)
     if not 0 <= port < 65536:
         raise UserError("--port must be between 0 and 65535.")
+    if not 0.01 <= ping <= 3600:
+        raise UserError("--ping must be between 0.01 and 3600 seconds.")
     if queue < 0 or request_timeout < 0 or max_body < 1024:
         raise UserError("--queue and --request-timeout must be 0 or more, --max-body at least 1024 bytes.")
     if not (_is_here(host) or keys or insecure):
@@ -94,7 +100,7 @@ def serve(
 
     template, variables = given_template(chat_template, kwargs)
     listening = _bound(host, port)
-    settings = Settings(keys, tuple(cors or ()), queue, max_body, request_timeout)
+    settings = Settings(keys, tuple(cors or ()), queue, max_body, request_timeout, ping)
     with listening, opened(options, "tell") as pipeline:
         for warning in pipeline.warnings:
             print(warning, file=sys.stderr)

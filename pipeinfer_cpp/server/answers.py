@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,7 @@ class Answers:
     first: float | None = None
     results: list[Result] = field(default_factory=list)
 
-    async def tokens(self) -> AsyncIterator[tuple[int, Token]]:
+    async def tokens(self) -> AsyncGenerator[tuple[int, Token], None]:
         """(choice, token). Raises ApiError where the pipeline fails."""
         ask = self.ask
         for choice in range(ask.choices):

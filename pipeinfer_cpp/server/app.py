@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -20,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from pipeinfer_cpp.pipeline import Pipeline
-from pipeinfer_cpp.server import chat, completions
+from pipeinfer_cpp.server import chat, completions, messages, responses
 from pipeinfer_cpp.server.answers import Answers, Ask
 from pipeinfer_cpp.server.ask import ApiError, ChatRequest, CompletionRequest, read
 from pipeinfer_cpp.server.guards import Guard, refused
@@ -34,18 +36,23 @@ from pipeinfer_cpp.versions import package_version
 @dataclass(frozen=True)
 class Settings:
     """keys: API keys, none for everybody. cors: origins whose pages may ask. queue: requests that may wait.
-    most_bytes: of a body. timeout: seconds that a request may take, 0 for as long as it likes."""
+    most_bytes: of a body. timeout: seconds that a request may take, 0 for as long as it likes. ping: seconds of
+    silence in a stream until a comment says that it goes on."""
 
     keys: Sequence[str] = ()
     cors: Sequence[str] = ()
     queue: int = 64
     most_bytes: int = 16 << 20
     timeout: float = 0.0
+    ping: float = 15.0
 
 
 class Form(Protocol):
-    """How answers are written down, in one piece or in chunks."""
+    """How answers are written down, in one piece or in chunks. `ends`: the bytes behind the last chunk."""
 
+    ends: bytes
+
+    def error(self, error: ApiError) -> dict[str, Any]: ...
     async def whole(self, answers: Answers) -> dict[str, Any]: ...
     def chunks(self, answers: Answers) -> AsyncIterator[dict[str, Any]]: ...
 
@@ -57,6 +64,7 @@ class Server:
         self.pipeline, self.settings, self.prompts = pipeline, settings, prompts
         self.lines = Lines(pipeline, settings.queue)
         self.metrics = Metrics(self.lines)
+        self._ending: set[asyncio.Future[None]] = set()
         self.model = pipeline.plan.pair.name if pipeline.plan.pair else pipeline.plan.target.path.stem
         middleware = [
             Middleware(Guard, keys=settings.keys, most_bytes=settings.most_bytes, metrics=self.metrics),
@@ -77,6 +85,9 @@ class Server:
         return [
             post("/v1/chat/completions", self._chat),
             post("/v1/completions", self._completions),
+            post("/v1/responses", self._responses),
+            post("/v1/messages", self._messages),
+            post("/v1/messages/count_tokens", self._count_tokens),
             post("/v1/embeddings", self._embeddings),
             Route("/v1/models", self._models),
             Route("/v1/models/{model:path}", self._model),
@@ -98,14 +109,33 @@ class Server:
 
     async def _chat(self, request: Request) -> Response:
         asked = read(await request.body(), ChatRequest)
-        ask = chat.ask_of(asked, self.prompts, request.state.owner)
-        form = chat.ChatForm(asked, self.pipeline.vocabulary, self.model, secrets.token_hex(12))
+        ask, reader = await run_in_threadpool(chat.ask_of, asked, self.prompts, request.state.owner)
+        form = chat.ChatForm(asked, reader, self.model, secrets.token_hex(12))
         return await self.answer(request, ask, form, stream=bool(asked.stream))
 
     async def _completions(self, request: Request) -> Response:
         asked = read(await request.body(), CompletionRequest)
         ask = completions.ask_of(asked, self.prompts, request.state.owner)
         form = completions.CompletionForm(asked, self.pipeline.vocabulary, self.model, secrets.token_hex(12))
+        return await self.answer(request, ask, form, stream=bool(asked.stream))
+
+    async def _messages(self, request: Request) -> Response:
+        asked = read(await request.body(), messages.MessagesRequest)
+        if asked.max_tokens is None:
+            raise ApiError(400, "max_tokens is missing.", param="max_tokens")
+        ask, reader = await run_in_threadpool(chat.ask_of, asked.chat(), self.prompts, request.state.owner)
+        form = messages.MessageForm(asked, reader, self.model, secrets.token_hex(12))
+        return await self.answer(request, ask, form, stream=bool(asked.stream))
+
+    async def _count_tokens(self, request: Request) -> Response:
+        asked = read(await request.body(), messages.MessagesRequest)
+        ask, _ = await run_in_threadpool(chat.ask_of, asked.chat(), self.prompts, request.state.owner)
+        return _json({"input_tokens": len(ask.tokens)})
+
+    async def _responses(self, request: Request) -> Response:
+        asked = read(await request.body(), responses.ResponsesRequest)
+        ask, reader = await run_in_threadpool(chat.ask_of, asked.chat(), self.prompts, request.state.owner)
+        form = responses.ResponseForm(asked, reader, self.model, secrets.token_hex(12))
         return await self.answer(request, ask, form, stream=bool(asked.stream))
 
     async def answer(self, request: Request, ask: Ask, form: Form, *, stream: bool) -> Response:
@@ -117,7 +147,7 @@ class Server:
         chunks = form.chunks(answers)
         # The first one says whether the request can be served at all: what fails before it has a status of its own.
         first = await self._unless_gone(request, anext(chunks, None))
-        return StreamingResponse(self._events(first, chunks), media_type="text/event-stream", headers=_STREAM)
+        return StreamingResponse(self._events(form, first, chunks), media_type="text/event-stream", headers=_STREAM)
 
     async def _unless_gone(self, request: Request, work: Awaitable[Any]) -> Any:
         async def gone() -> None:
@@ -139,24 +169,32 @@ class Server:
             await asyncio.gather(task, watch, return_exceptions=True)
 
     async def _events(
-        self, first: dict[str, Any] | None, chunks: AsyncIterator[dict[str, Any]]
+        self, form: Form, first: dict[str, Any] | None, chunks: AsyncIterator[dict[str, Any]]
     ) -> AsyncIterator[bytes]:
-        ends = time.monotonic() + self.settings.timeout if self.settings.timeout else None
+        ends = time.monotonic() + self.settings.timeout if self.settings.timeout else math.inf
+        coming: asyncio.Future[dict[str, Any] | None] | None = None
         try:
             chunk = first
             while chunk is not None:
                 yield _event(chunk)
-                left = ends - time.monotonic() if ends is not None else None
-                chunk = await asyncio.wait_for(anext(chunks, None), left)
-            yield b"data: [DONE]\n\n"
+                coming = asyncio.ensure_future(anext(chunks, None))
+                while not coming.done():
+                    left = ends - time.monotonic()
+                    await asyncio.wait({coming}, timeout=min(self.settings.ping, max(left, 0.0)))
+                    if not coming.done():
+                        if left <= 0:
+                            raise ApiError(504, f"No end within {self.settings.timeout:g} s.", code="timeout")
+                        yield _STILL_HERE
+                chunk = coming.result()
+            if form.ends:
+                yield form.ends
         except ApiError as error:
-            yield _event(error.body())
-        except (TimeoutError, asyncio.TimeoutError):  # two kinds in Python 3.10
-            yield _event(ApiError(504, f"No end within {self.settings.timeout:g} s.", code="timeout").body())
+            yield _event(form.error(error))
         finally:
-            close = getattr(chunks, "aclose", None)
-            if close is not None:
-                await asyncio.shield(close())
+            ending = asyncio.ensure_future(_close(chunks, coming))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            await asyncio.shield(ending)
 
     # ------------------------------------------------------------------------------------- about
 
@@ -231,6 +269,7 @@ class Detokenize(msgspec.Struct):
     tokens: list[int]
 
 
+_STILL_HERE = b": still here\n\n"
 _STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -238,23 +277,37 @@ def _json(body: Any) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
+async def _close(chunks: AsyncIterator[Any], coming: asyncio.Future[Any] | None) -> None:
+    """End what gives the chunks, wherever it stands."""
+    if coming is not None and not coming.done():
+        coming.cancel()
+        await asyncio.wait({coming})
+    close = getattr(chunks, "aclose", None)
+    if close is not None:
+        await close()
+
+
 def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+    """Those that have a type are named by it."""
+    name = f"event: {data['type']}\n".encode() if "type" in data else b""
+    return name + b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
-def _said(_request: Request, error: Exception) -> Response:
+def _said(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return refused(error)
+    return refused(error, request.url.path)
 
 
-def _http(_request: Request, error: Exception) -> Response:
+def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     words = {404: "There is nothing at this address.", 405: "This address takes another method."}
-    return refused(ApiError(error.status_code, words.get(error.status_code, str(error.detail))))
+    said = ApiError(error.status_code, words.get(error.status_code, str(error.detail)))
+    return refused(said, request.url.path)
 
 
-def _broken(_request: Request, error: Exception) -> Response:
-    return refused(ApiError(500, f"The server made a mistake: {type(error).__name__}: {error}"))
+def _broken(request: Request, error: Exception) -> Response:
+    said = ApiError(500, f"The server made a mistake: {type(error).__name__}: {error}")
+    return refused(said, request.url.path)
 
 
 def _gone(_request: Request, _error: Exception) -> Response:

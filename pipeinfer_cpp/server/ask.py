@@ -9,6 +9,7 @@ import msgspec
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.server.tools import Tool, Tools
 
 MOST = 8
 """Choices of one request at most."""
@@ -145,6 +146,65 @@ class ChatRequest(Request, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def variables(self) -> dict[str, Any]:
+        """What the chat template is told."""
+        effort: dict[str, Any] = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        if self.reasoning_effort == "none":
+            effort = {"enable_thinking": False, "thinking": False}
+        return {**effort, **(self.chat_template_kwargs or {})}
+
+    def offered(self) -> Tools | None:
+        """The functions that may be called. Raises ApiError for those that cannot be."""
+        choice, must = self.tool_choice, None
+        if not self.tools:
+            if choice not in (None, "none", "auto"):
+                raise ApiError(400, "tool_choice needs tools.", param="tool_choice")
+            return None
+        tools = [_tool(f"tools[{i}]", tool) for i, tool in enumerate(self.tools)]
+        if isinstance(choice, dict):
+            allowed = choice.get("allowed_tools", choice) if choice.get("type") == "allowed_tools" else None
+            if isinstance(allowed, dict):
+                names = [_chosen(one) for one in allowed.get("tools") or []]
+                if missing := set(names) - {tool.name for tool in tools}:
+                    raise ApiError(400, f"tool_choice: there is no tool {min(missing)!r}.", param="tool_choice")
+                tools = [tool for tool in tools if tool.name in names]
+                choice = allowed.get("mode", "auto")
+            else:
+                must = [_chosen(choice)]
+        if choice == "none":
+            return None
+        if choice == "required":
+            must = [tool.name for tool in tools]
+        elif choice not in (None, "auto") and must is None:
+            raise ApiError(400, f"tool_choice {choice!r} is none of none, auto, required, nor a function.",
+                           param="tool_choice")  # fmt: skip
+        try:
+            return Tools(tools, must, parallel=self.parallel_tool_calls is not False)
+        except UserError as error:
+            raise ApiError(400, f"The tools cannot be offered: {error}", param="tools") from None
+
+
+def _tool(where: str, tool: dict[str, Any]) -> Tool:
+    if tool.get("type", "function") != "function":
+        raise ApiError(400, f"{where}: tools of type {tool['type']!r} are not served, only functions.", param="tools")
+    of = tool.get("function")
+    if not isinstance(of, dict):
+        raise ApiError(400, f"{where}: a function is needed.", param="tools")
+    try:
+        return msgspec.convert({key: value for key, value in of.items() if value is not None}, Tool)
+    except msgspec.ValidationError as error:
+        raise ApiError(400, f"{where}: {error}.", param="tools") from None
+
+
+def _chosen(choice: Any) -> str:
+    """The name of one function."""
+    of = choice.get("function", choice) if isinstance(choice, dict) and choice.get("type") == "function" else None
+    if not isinstance(of, dict) or not isinstance(of.get("name"), str):
+        raise ApiError(400, "tool_choice: a function with a name is needed.", param="tool_choice")
+    return str(of["name"])
 
 
 def in_fields(error: Exception) -> str:

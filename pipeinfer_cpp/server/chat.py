@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
 
-from pipeinfer_cpp.llama.vocabulary import Vocabulary
+from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.server.answers import Answers, Ask, finish_reason, logprob
 from pipeinfer_cpp.server.ask import ApiError, ChatRequest
+from pipeinfer_cpp.server.calls import Call
 from pipeinfer_cpp.server.prompts import Prompts
+from pipeinfer_cpp.server.reply import Reader, replies
+from pipeinfer_cpp.thinking import Part
 
 
-def ask_of(request: ChatRequest, prompts: Prompts, owner: str) -> Ask:
-    """Raises ApiError for what cannot be."""
+def ask_of(request: ChatRequest, prompts: Prompts, owner: str) -> tuple[Ask, Reader]:
+    """What is asked, and what its answers are read with. Raises ApiError for what cannot be."""
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     top = request.top_logprobs or 0
     if not 0 <= top <= 20:
         raise ApiError(400, "top_logprobs must be 0 to 20.", param="top_logprobs")
     if top and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
-    if request.tools and request.tool_choice not in (None, "none", "auto"):
-        raise ApiError(400, "This tool_choice is not served.", param="tool_choice")
+    most = checked_most(most)
     sampling = request.sampling()
-    return Ask(
+    tools = request.offered()
+    tokens, reader, forced = prompts.chat(
+        request.messages, tools, variables=request.variables(), formed=bool(sampling.forms)
+    )
+    if forced is not None:
+        sampling = request.sampling(json_schema=forced.schema)
+    ask = Ask(
         owner,
-        prompts.chat(request.messages),
+        tokens,
         msgspec.structs.replace(sampling, top_logprobs=top),
         request.stops,
-        checked_most(most),
+        most,
         request.choices,
         request.id_slot,
         request.cache_prompt,
     )
+    return ask, reader
 
 
 def checked_most(most: int | None) -> int:
@@ -49,24 +58,29 @@ def checked_most(most: int | None) -> int:
 class ChatForm:
     """What a chat's answer looks like, in one piece or in chunks."""
 
-    def __init__(self, request: ChatRequest, vocabulary: Vocabulary, model: str, id: str) -> None:
-        self._request, self._vocabulary = request, vocabulary
+    ends = b"data: [DONE]\n\n"
+
+    def __init__(self, request: ChatRequest, reader: Reader, model: str, id: str) -> None:
+        self._request, self._reader, self._vocabulary = request, reader, reader.vocabulary
         self._head = {"id": f"chatcmpl-{id}", "created": int(time.time()), "model": model}
+
+    def error(self, error: ApiError) -> dict[str, Any]:
+        return error.body()
 
     async def whole(self, answers: Answers) -> dict[str, Any]:
         n = answers.ask.choices
-        texts: list[list[str]] = [[] for _ in range(n)]
+        said: list[list[Part | Call]] = [[] for _ in range(n)]
         probs: list[list[dict[str, Any]]] = [[] for _ in range(n)]
-        async for choice, token in answers.tokens():
-            texts[choice].append(token.text)
-            if self._request.logprobs and token.id >= 0:
+        async for choice, token, parts in replies(answers, self._reader):
+            said[choice] += parts
+            if self._request.logprobs and token is not None and token.id >= 0:
                 probs[choice].append(logprob(self._vocabulary, token))
         choices = [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": result.text},
+                "message": _message(said[i]),
                 "logprobs": {"content": probs[i][: result.n_generated]} if self._request.logprobs else None,
-                "finish_reason": finish_reason(result),
+                "finish_reason": _reason(result, any(isinstance(part, Call) for part in said[i])),
             }
             for i, result in enumerate(answers.results)
         ]
@@ -75,26 +89,23 @@ class ChatForm:
 
     async def chunks(self, answers: Answers) -> AsyncIterator[dict[str, Any]]:
         begun: set[int] = set()
-        ended = 0
-        async for choice, token in answers.tokens():
-            for i in range(ended, choice):
-                yield self._chunk(i, {}, finish_reason(answers.results[i]))
-            ended = choice
+        calls = [0] * answers.ask.choices
+        async for choice, token, parts in replies(answers, self._reader):
             if choice not in begun:
                 begun.add(choice)
                 yield self._chunk(choice, {"role": "assistant", "content": ""})
-            probs = [logprob(self._vocabulary, token)] if self._request.logprobs and token.id >= 0 else []
-            if token.text or probs:
-                yield self._chunk(choice, {"content": token.text}, probs=probs)
-        for i in range(ended, len(answers.results)):
-            if i not in begun:
-                yield self._chunk(i, {"role": "assistant", "content": ""})
-            yield self._chunk(i, {}, finish_reason(answers.results[i]))
+            wanted = self._request.logprobs and token is not None and token.id >= 0
+            probs = [logprob(self._vocabulary, token)] if wanted and token is not None else []
+            for part in parts or ([Part("", False)] if probs else []):
+                yield self._chunk(choice, _delta(part, calls[choice]), probs=probs)
+                calls[choice] += isinstance(part, Call)
+                probs = []
+            if token is None:
+                yield self._chunk(choice, {}, _reason(answers.results[choice], calls[choice] > 0))
         options = self._request.stream_options
-        usage = {"usage": answers.usage()} if options is not None and options.include_usage else {}
-        if usage:
-            yield {**self._head, "object": "chat.completion.chunk", "choices": [], **usage,
-                   "timings": answers.timings()}  # fmt: skip
+        if options is not None and options.include_usage:
+            more = {"choices": [], "usage": answers.usage(), "timings": answers.timings()}
+            yield {**self._head, "object": "chat.completion.chunk", **more}
 
     def _chunk(
         self, choice: int, delta: dict[str, Any], reason: str | None = None, probs: list[dict[str, Any]] | None = None
@@ -105,3 +116,26 @@ class ChatForm:
             "object": "chat.completion.chunk",
             "choices": [{"index": choice, "delta": delta, "finish_reason": reason, **content}],
         }
+
+
+def _message(parts: Sequence[Part | Call]) -> dict[str, Any]:
+    thought = "".join(part.text for part in parts if isinstance(part, Part) and part.thought)
+    text = "".join(part.text for part in parts if isinstance(part, Part) and not part.thought)
+    calls = [part.in_openai() for part in parts if isinstance(part, Call)]
+    message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
+    if thought:
+        message["reasoning_content"] = thought.strip()
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _delta(part: Part | Call, n_calls: int) -> dict[str, Any]:
+    if isinstance(part, Call):
+        return {"tool_calls": [{"index": n_calls, **part.in_openai()}]}
+    return {"reasoning_content" if part.thought else "content": part.text}
+
+
+def _reason(result: Result, called: bool) -> str:
+    reason = finish_reason(result)
+    return "tool_calls" if called and reason == "stop" else reason

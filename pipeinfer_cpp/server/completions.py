@@ -59,9 +59,14 @@ def _tokens(request: CompletionRequest, prompts: Prompts) -> list[int]:
 class CompletionForm:
     """What a completion looks like, in one piece or in chunks."""
 
+    ends = b"data: [DONE]\n\n"
+
     def __init__(self, request: CompletionRequest, vocabulary: Vocabulary, model: str, id: str) -> None:
         self._request, self._vocabulary = request, vocabulary
         self._head = {"id": f"cmpl-{id}", "object": "text_completion", "created": int(time.time()), "model": model}
+
+    def error(self, error: ApiError) -> dict[str, Any]:
+        return error.body()
 
     async def whole(self, answers: Answers) -> dict[str, Any]:
         tokens: list[list[Token]] = [[] for _ in range(answers.ask.choices)]

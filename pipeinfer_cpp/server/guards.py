@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeinfer_cpp.server.ask import ApiError
 from pipeinfer_cpp.server.lines import owner_of
+from pipeinfer_cpp.server.messages import error_body
 from pipeinfer_cpp.server.metrics import Metrics
 from pipeinfer_cpp.server.site import public
 
@@ -19,9 +20,11 @@ OPEN = ("/health", "/v1/health")
 """Answers that need no key."""
 
 
-def refused(error: ApiError) -> JSONResponse:
+def refused(error: ApiError, path: str) -> JSONResponse:
+    """In the form of those whose address it is."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
-    return JSONResponse(error.body(), error.status, headers)
+    body = error_body(error) if path.startswith("/v1/messages") else error.body()
+    return JSONResponse(body, error.status, headers)
 
 
 class Guard:
@@ -50,7 +53,7 @@ class Guard:
                     _check_kind(headers)
                     receive = self._limited(headers, receive)
             except ApiError as error:
-                await refused(error)(scope, receive, watched)
+                await refused(error, scope["path"])(scope, receive, watched)
                 return
             await self.app(scope, receive, watched)
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +13,12 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.chat_templates import BuiltinTemplate
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.server.ask import ApiError
+from pipeinfer_cpp.server.reply import Reader, tail
+from pipeinfer_cpp.server.tools import Forced, Tools, WithTools
 from pipeinfer_cpp.template_of import template_of
+from pipeinfer_cpp.thinking import Thinking
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
 class Prompts:
@@ -32,19 +37,47 @@ class Prompts:
         except UserError as error:
             self._why = str(error)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Raises ApiError for messages that cannot be, and where the model has no template."""
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Tools | None = None,
+        *,
+        variables: Mapping[str, Any] | None = None,
+        formed: bool = False,
+    ) -> tuple[list[int], Reader, Forced | None]:
+        """The prompt, what its answers are read with, and the call that must follow where `tools` asks for one.
+
+        `variables`: more for the template. `formed`: the answer has a form, so it begins at once, without a thought.
+        Raises ApiError for messages that cannot be, and where the model has no template.
+        """
         if self.template is None:
             raise ApiError(400, self._why, param="messages")
         said = [_plain(i, message) for i, message in enumerate(messages)]
         if not said:
             raise ApiError(400, "messages is empty: there is nothing to answer.", param="messages")
-        conversation = Conversation(self.template, self.vocabulary, self.n_ctx)
+        template = self.template
+        if variables and isinstance(template, ChatTemplate):
+            template = copy.copy(template)
+            template.variables = {**template.variables, **variables}
+        offered = WithTools(template, tools.tools if tools is not None else [])
+        conversation = Conversation(offered, self.vocabulary, self.n_ctx)
+        offered.guard = conversation.guarded
         conversation.messages = said
+        forced = tools.forced(template) if tools is not None else None
         try:
-            return self.fitting(conversation.tokens())
+            tokens = conversation.tokens()
         except UserError as error:
             raise ApiError(400, str(error), param="messages") from None
+        opening = forced.opening if forced is not None else ""
+        if formed or forced is not None:
+            tokens += self.vocabulary.tokenize(self._answer_begins(template, tokens) + opening)
+        return self.fitting(tokens), Reader(self.vocabulary, template, tokens, tools, opening), forced
+
+    def _answer_begins(self, template: Template, tokens: list[int]) -> str:
+        """What ends the thought that the prompt has begun."""
+        thinking = Thinking(template.source)
+        thinking.begin(tail(self.vocabulary, tokens))
+        return f"\n{thinking.end}\n\n" if thinking.end else ""
 
     def text(self, prompt: str) -> list[int]:
         return self.fitting(self.vocabulary.tokenize(prompt, begin=True))
@@ -63,13 +96,36 @@ class Prompts:
 
 
 def _plain(i: int, message: Mapping[str, Any]) -> Message:
-    role, content = message.get("role"), message.get("content")
+    role, where = message.get("role"), f"messages[{i}]"
     if role not in ROLES:
         known = ", ".join(ROLES)
-        raise ApiError(400, f"messages[{i}]: the role {role!r} is none of {known}.", param="messages")
-    if content is None and role != "assistant":
-        raise ApiError(400, f"messages[{i}] has no content.", param="messages")
-    return {"role": ROLES[str(role)], "content": text_of(f"messages[{i}]", content)}
+        raise ApiError(400, f"{where}: the role {role!r} is none of {known}.", param="messages")
+    if message.get("content") is None and role != "assistant":
+        raise ApiError(400, f"{where} has no content.", param="messages")
+    plain: Message = {"role": ROLES[str(role)], "content": text_of(where, message.get("content"))}
+    if role == "tool":
+        plain["tool_call_id"] = str(message.get("tool_call_id") or "")
+    if role == "assistant" and message.get("tool_calls"):
+        plain["tool_calls"] = [_call(where, call) for call in message["tool_calls"]]
+    if role == "assistant" and isinstance(message.get("reasoning_content"), str):
+        plain["reasoning_content"] = message["reasoning_content"]
+    return plain
+
+
+def _call(where: str, call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise ApiError(400, f"{where}: a tool call needs a function with a name.", param="messages")
+    arguments = function.get("arguments") or "{}"
+    try:
+        known = isinstance(json.loads(arguments), dict)
+    except (TypeError, ValueError, RecursionError):
+        known = False
+    if not known:
+        raise ApiError(400, f"{where}: the arguments of a tool call must be the JSON text of an object.",
+                       param="messages")  # fmt: skip
+    made = {"name": function["name"], "arguments": arguments}
+    return {"id": str(call.get("id") or ""), "type": "function", "function": made}
 
 
 def text_of(where: str, content: Any) -> str:

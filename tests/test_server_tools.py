@@ -1,0 +1,359 @@
+"""Tools, thoughts and the other protocols of `pipeinfer serve`, asked by the official clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+from serving import served
+
+httpx = pytest.importorskip("httpx")
+openai = pytest.importorskip("openai")
+anthropic = pytest.importorskip("anthropic")
+
+QUESTION = [{"role": "user", "content": "What is the weather in Rome?"}]
+FOX = "Tell me a story about a fox."
+TOLD = [{"role": "system", "content": "You tell stories."}, {"role": "user", "content": FOX}]
+PLACE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "place": {"type": "string", "maxLength": 12},
+        "unit": {"enum": ["celsius", "fahrenheit"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
+    "required": ["place", "unit", "days"],
+    "additionalProperties": False,
+}
+WORD: dict[str, Any] = {"type": "object", "properties": {"word": {"type": "string", "maxLength": 8}}}
+WORD |= {"required": ["word"], "additionalProperties": False}
+SCHEMAS = {"get_weather": PLACE, "look_up": WORD}
+ABOUT = {"get_weather": "The weather of a place.", "look_up": "What a word means."}
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": name, "description": ABOUT[name], "parameters": schema}}
+    for name, schema in SCHEMAS.items()
+]
+CLAUDES = [{"name": name, "description": ABOUT[name], "input_schema": schema} for name, schema in SCHEMAS.items()]
+FLAT = [{"type": "function", **tool["function"], "strict": True} for tool in TOOLS]
+ARGUMENTS = '{"place": "Rome", "unit": "celsius", "days": 2}'
+CALL = f'<tool_call>{{"name": "get_weather", "arguments": {ARGUMENTS}}}</tool_call>'
+
+
+def only(text: str) -> dict[str, str]:
+    """The grammar of this answer alone: what a model might say, without a model that would."""
+    return {"grammar": f"root ::= {json.dumps(text)}"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("serve")
+    template = folder / "thinks.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n"
+        "{% if enable_thinking %}<think>\n{% endif %}{# <think></think> #}"
+    )
+    options = "--slots", "2", "--ctx-size", "1024", "--chat-template", str(template), "--ping", "0.02"
+    with served(*options, log=folder / "log") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(server: str) -> Any:
+    return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def claude(server: str) -> Any:
+    return anthropic.Anthropic(base_url=server, api_key="none", max_retries=0)
+
+
+def chat(client: Any, **more: Any) -> Any:
+    more = {"messages": QUESTION, "max_tokens": 250, "temperature": 0, "tools": TOOLS, **more}
+    return client.chat.completions.create(model="demo", **more)
+
+
+def checked(name: str, arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(arguments)
+    jsonschema.validate(found, SCHEMAS[name])
+    return found
+
+
+# ------------------------------------------------------------------------------------- chat completions
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_call_that_must_come_is_valid(client: Any, choice: Any, seed: int) -> None:
+    answer = chat(client, tool_choice=choice, seed=seed, temperature=1.2).choices[0]
+    assert answer.finish_reason == "tool_calls" and answer.message.content is None
+    (call,) = answer.message.tool_calls
+    checked(call.function.name, call.function.arguments)
+    assert call.type == "function" and call.id
+    if choice != "required":
+        assert call.function.name == "get_weather"
+
+
+def test_a_call_in_a_stream(client: Any) -> None:
+    chunks = list(chat(client, tool_choice="required", stream=True, seed=3))
+    deltas = [c.choices[0].delta for c in chunks if c.choices]
+    assert deltas[0].role == "assistant"
+    (call,) = [call for d in deltas for call in d.tool_calls or []]
+    checked(call.function.name, call.function.arguments)
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    assert not any(d.content for d in deltas)
+
+
+def test_a_stream_that_waits_for_a_call_is_not_silent(server: str) -> None:
+    body = {"messages": QUESTION, "tools": TOOLS, "tool_choice": "required", "stream": True, "temperature": 0}
+    with httpx.stream("POST", f"{server}/v1/chat/completions", json=body, timeout=60) as answer:
+        lines = list(answer.iter_lines())
+    assert lines[-2] == "data: [DONE]" and lines.count(": still here") >= 2
+
+
+def test_a_call_that_the_model_makes_by_itself(client: Any) -> None:
+    text = f"Let me look.\n{CALL}\n{CALL}"
+    answer = chat(client, extra_body=only(text)).choices[0]
+    assert answer.message.content == "Let me look." and answer.finish_reason == "tool_calls"
+    assert [c.function.arguments for c in answer.message.tool_calls] == [ARGUMENTS] * 2
+    assert len({c.id for c in answer.message.tool_calls}) == 2
+    chunks = [c.choices[0].delta for c in chat(client, stream=True, extra_body=only(text)) if c.choices]
+    assert "".join(d.content or "" for d in chunks) == "Let me look."
+    assert [c.index for d in chunks for c in d.tool_calls or []] == [0, 1]
+    one = chat(client, parallel_tool_calls=False, extra_body=only(text)).choices[0]
+    assert len(one.message.tool_calls) == 1
+    none = chat(client, tool_choice="none", extra_body=only(text)).choices[0]
+    assert none.message.content == text and none.finish_reason == "stop" and not none.message.tool_calls
+
+
+def test_results_of_calls_go_on(client: Any, server: str) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": ARGUMENTS}}
+    talk = [
+        *QUESTION,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny <|im_end|>"},
+    ]
+    answer = chat(client, messages=talk, max_tokens=8)
+    assert answer.choices[0].message.content
+    short = chat(client, messages=talk[:1], max_tokens=8)
+    assert answer.usage.prompt_tokens > short.usage.prompt_tokens + 20
+
+
+def test_a_call_that_had_no_room(client: Any) -> None:
+    answer = chat(client, tool_choice="required", max_tokens=4).choices[0]
+    assert answer.finish_reason == "length" and not answer.message.tool_calls
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_thoughts_are_apart(client: Any, opened: bool) -> None:
+    text = ("" if opened else "<think>\n") + "Rome is hot.\n</think>\n\nSunny."
+    told = {"chat_template_kwargs": {"enable_thinking": opened}}
+    if opened:
+        said = client.chat.completions.create(
+            model="demo", messages=QUESTION, max_tokens=6, temperature=0, extra_body=told
+        )
+        assert said.choices[0].message.reasoning_content and not said.choices[0].message.content
+        return
+    message = chat(client, extra_body={**only(text), **told}).choices[0].message
+    assert (message.reasoning_content, message.content) == ("Rome is hot.", "Sunny.")
+    deltas = [c.choices[0].delta for c in chat(client, stream=True, extra_body={**only(text), **told}) if c.choices]
+    thought = "".join(getattr(d, "reasoning_content", None) or "" for d in deltas)
+    assert thought.strip() == "Rome is hot." and "".join(d.content or "" for d in deltas) == "Sunny."
+
+
+def test_forms_and_calls_that_must_come_are_not_thoughts(client: Any) -> None:
+    told = {"chat_template_kwargs": {"enable_thinking": True}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": WORD}}
+    message = chat(client, tools=None, response_format=form, extra_body=told).choices[0].message
+    jsonschema.validate(json.loads(message.content), WORD)
+    (call,) = chat(client, tool_choice="required", extra_body=told).choices[0].message.tool_calls
+    checked(call.function.name, call.function.arguments)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"tool_choice": "always"}, "none of none, auto, required"),
+        ({"tool_choice": {"type": "function", "function": {"name": "fly"}}}, "no tool 'fly'"),
+        ({"tools": None, "tool_choice": "required"}, "needs tools"),
+        ({"tools": [{"type": "web_search"}]}, "only functions"),
+        ({"tools": [{"type": "function", "function": {}}]}, "name"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}], "content": None}]}, "a function with a name"),
+        ({"tools": [TOOLS[0], TOOLS[0]]}, "same name"),
+    ],
+)
+def test_tools_that_cannot_be(client: Any, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=said):
+        chat(client, **more)
+
+
+# ------------------------------------------------------------------------------------------- responses
+
+
+def respond(client: Any, **more: Any) -> Any:
+    more = {"input": "What is the weather in Rome?", "max_output_tokens": 120, "temperature": 0, **more}
+    return client.responses.create(model="demo", **more)
+
+
+def test_a_response(client: Any) -> None:
+    plain = chat(client, messages=TOLD, tools=None, max_tokens=10)
+    answer = respond(client, instructions="You tell stories.", input=FOX, max_output_tokens=10)
+    assert answer.output_text == plain.choices[0].message.content
+    assert answer.status == "incomplete" and answer.incomplete_details.reason == "max_output_tokens"
+    assert answer.usage.output_tokens == 10 and answer.usage.input_tokens == plain.usage.prompt_tokens
+    parts = [TOLD[0], {"role": "user", "content": [{"type": "input_text", "text": FOX}]}]
+    assert respond(client, max_output_tokens=10, input=parts).output_text == answer.output_text
+
+
+def test_a_response_in_events(client: Any) -> None:
+    answer = respond(client, max_output_tokens=10)
+    events = list(respond(client, max_output_tokens=10, stream=True))
+    kinds = [e.type for e in events]
+    assert kinds[:4] == [f"response.{k}" for k in ("created", "in_progress", "output_item.added", "content_part.added")]
+    ends = "output_text.done", "content_part.done", "output_item.done", "incomplete"
+    assert kinds[-4:] == [f"response.{k}" for k in ends]
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == answer.output_text
+    assert events[-1].response.output_text == answer.output_text
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    with client.responses.stream(model="demo", input="Hi", max_output_tokens=8, temperature=0) as stream:
+        for _ in stream:
+            pass
+
+
+def test_a_response_that_calls(client: Any) -> None:
+    answer = respond(client, tools=FLAT, tool_choice={"type": "function", "name": "get_weather"})
+    (call,) = answer.output
+    assert (call.type, call.name, answer.status) == ("function_call", "get_weather", "completed")
+    checked(call.name, call.arguments)
+    with client.responses.stream(
+        model="demo", input="What is the weather?", tools=FLAT, tool_choice="required", max_output_tokens=120
+    ) as stream:
+        kinds = [event.type for event in stream]
+        (last,) = stream.get_final_response().output
+    checked(last.name, last.arguments)
+    assert "response.function_call_arguments.done" in kinds and kinds[-1] == "response.completed"
+    talk = [
+        *QUESTION,
+        {"type": "function_call", "call_id": call.call_id, "name": call.name, "arguments": call.arguments},
+        {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"},
+    ]
+    assert respond(client, input=talk, tools=FLAT, max_output_tokens=8).output_text
+
+
+def test_a_response_in_a_form(client: Any) -> None:
+    form = {"format": {"type": "json_schema", "name": "word", "schema": WORD}}
+    jsonschema.validate(json.loads(respond(client, text=form).output_text), WORD)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id is not served"),
+        ({"background": True}, "background is not served"),
+        ({"tools": [{"type": "web_search"}]}, "only functions"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.: an item of type 'item_reference'"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "reads text only"),
+        ({"text": {"format": {"type": "xml"}}}, "none of text, json_object"),
+        ({"max_output_tokens": 0}, "at least 1"),
+    ],
+)
+def test_responses_that_cannot_be(client: Any, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=said):
+        respond(client, **more)
+
+
+# ------------------------------------------------------------------------------------------- messages
+
+
+def message(claude: Any, **more: Any) -> Any:
+    more = {"messages": QUESTION, "max_tokens": 120, "extra_body": {"temperature": 0}, **more}
+    return claude.messages.create(model="demo", **more)
+
+
+def test_a_message(client: Any, claude: Any) -> None:
+    plain = chat(client, messages=TOLD, tools=None, max_tokens=10)
+    answer = message(claude, system="You tell stories.", messages=TOLD[1:], max_tokens=10)
+    assert [b.type for b in answer.content] == ["text"] and answer.role == "assistant"
+    assert answer.content[0].text == plain.choices[0].message.content
+    assert answer.stop_reason == "max_tokens" and answer.usage.output_tokens == 10
+    counted = claude.messages.count_tokens(model="demo", messages=TOLD[1:], system="You tell stories.")
+    assert counted.input_tokens == answer.usage.input_tokens == plain.usage.prompt_tokens
+    word = answer.content[0].text.split()[2]
+    system = [{"type": "text", "text": "You tell stories."}]
+    stopped = message(claude, system=system, messages=TOLD[1:], max_tokens=10, stop_sequences=["\ufffd", word])
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", word)
+    assert word not in stopped.content[0].text
+
+
+def test_a_message_in_events(claude: Any) -> None:
+    answer = message(claude, max_tokens=10)
+    kinds = [e.type for e in message(claude, max_tokens=10, stream=True)]
+    assert kinds[:2] == ["message_start", "content_block_start"]
+    assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+    asked = {"model": "demo", "max_tokens": 10, "messages": QUESTION, "extra_body": {"temperature": 0}}
+    with claude.messages.stream(**asked) as stream:
+        assert "".join(stream.text_stream) == answer.content[0].text
+        final = stream.get_final_message()
+    assert final.stop_reason == "max_tokens" and final.usage.output_tokens == 10
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}])
+def test_a_message_that_calls(claude: Any, choice: dict[str, Any]) -> None:
+    answer = message(claude, tools=CLAUDES, tool_choice=choice)
+    (used,) = answer.content
+    assert used.type == "tool_use" and answer.stop_reason == "tool_use"
+    jsonschema.validate(used.input, SCHEMAS[used.name])
+    asked = {"model": "demo", "max_tokens": 120, "messages": QUESTION, "extra_body": {"temperature": 0}}
+    with claude.messages.stream(**asked, tools=CLAUDES, tool_choice=choice) as stream:
+        final = stream.get_final_message()
+    assert [(b.name, b.input) for b in final.content] == [(used.name, used.input)]
+    talk = [
+        *QUESTION,
+        {"role": "assistant", "content": answer.content},
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": used.id, "content": [{"type": "text", "text": "sunny"}]},
+                {"type": "text", "text": "And tomorrow?"},
+            ],
+        },
+    ]
+    assert message(claude, messages=talk, tools=CLAUDES, max_tokens=8).content[0].text
+
+
+def test_a_message_with_a_thought(claude: Any) -> None:
+    thinks = {"type": "enabled", "budget_tokens": 1024}
+    answer = message(claude, thinking=thinks, max_tokens=6)
+    assert answer.content[0].type == "thinking" and answer.content[0].thinking
+    talk = [*QUESTION, {"role": "assistant", "content": answer.content}, *QUESTION]
+    assert message(claude, messages=talk, max_tokens=4).content[0].type == "text"
+    asked = {"model": "demo", "max_tokens": 6, "messages": QUESTION, "extra_body": {"temperature": 0}}
+    with claude.messages.stream(**asked, thinking=thinks) as stream:
+        assert stream.get_final_message().content[0].thinking == answer.content[0].thinking
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"messages": []}, "messages is empty"),
+        ({"messages": [*QUESTION, {"role": "assistant", "content": "It"}]}, "the last one must be the user's"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "reads text only"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "are not served"),
+        ({"max_tokens": 0}, "at least 1"),
+        ({"tool_choice": {"type": "any"}}, "needs tools"),
+    ],
+)
+def test_messages_that_cannot_be(claude: Any, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(anthropic.BadRequestError, match=said) as refused:
+        message(claude, **more)
+    assert refused.value.body["type"] == "error" and refused.value.body["error"]["type"] == "invalid_request_error"
+
+
+def test_errors_before_the_route_have_its_form(server: str) -> None:
+    for path, key in (("/v1/messages", "type"), ("/v1/chat/completions", "error")):
+        answer = httpx.post(f"{server}{path}", content=b"x", headers={"Content-Type": "text/plain"})
+        assert answer.status_code == 415 and key in answer.json()
+    missing = httpx.post(f"{server}/v1/messages", json={"messages": QUESTION})
+    assert missing.status_code == 400 and "max_tokens is missing" in missing.json()["error"]["message"]
