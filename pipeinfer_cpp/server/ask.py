@@ -167,7 +167,10 @@ class ChatRequest(Request, kw_only=True):
         if isinstance(choice, dict):
             allowed = choice.get("allowed_tools", choice) if choice.get("type") == "allowed_tools" else None
             if isinstance(allowed, dict):
-                names = [_chosen(one) for one in allowed.get("tools") or []]
+                listed = allowed.get("tools")
+                if not isinstance(listed, list):
+                    raise ApiError(400, "tool_choice: allowed_tools needs a list of tools.", param="tool_choice")
+                names = [_chosen(one) for one in listed]
                 if missing := set(names) - {tool.name for tool in tools}:
                     raise ApiError(400, f"tool_choice: there is no tool {min(missing)!r}.", param="tool_choice")
                 tools = [tool for tool in tools if tool.name in names]
