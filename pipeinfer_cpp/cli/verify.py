@@ -82,11 +82,13 @@ def _measure(path: Path, stages: int, wires: list[str], prompts: Sequence[str], 
     from pipeinfer_cpp.lab.fidelity import Chain, compare
     from pipeinfer_cpp.llama.vocabulary import Vocabulary
     from pipeinfer_cpp.net.codecs import codec
+    from pipeinfer_cpp.proof.vocabulary import check_vocabulary
     from pipeinfer_cpp.ui.progress import opening
 
     source = Source.open(path)
     for name in wires:
         codec(name, source.n_embd)
+    check_vocabulary(source)
     vocabulary = Vocabulary(path)
     tokens = [vocabulary.tokenize(text, begin=True) for text in prompts]
     tokens = [t for t in tokens if len(t) > 1]
