@@ -108,8 +108,9 @@ def stage_list(name: str, value: Any) -> int | tuple[str, ...]:
         return whole(name, value)
     parts = value.split(",") if isinstance(value, str) else several(text)(name, value)
     found = tuple(part.strip() for part in parts)
-    if not found or not all(re.fullmatch(r"\w+://.+", part) for part in found):
-        raise UserError(f"{name}: {value!r} is neither a number nor addresses such as tcp://10.0.0.5:7711.")
+    wrong = next((part for part in found if not re.fullmatch(r"\w+://.+", part)), None)
+    if wrong is not None or not found:
+        raise UserError(f"{name}: {wrong or value!r} is not an address: write tcp://HOST:PORT, or a number of stages.")
     if len(set(found)) < len(found):
         raise UserError(f"{name}: {value!r} names a stage twice; each one holds one part of the layers.")
     return found

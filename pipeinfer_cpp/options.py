@@ -26,7 +26,7 @@ _KINDS = {
     **dict.fromkeys(("pair", "layers", "mode"), maybe(text)),
     "kv_type": text,
     **dict.fromkeys(("threads", "ctx", "branches", "draft_max", "max_ahead", "max_rows"), maybe(whole)),
-    **dict.fromkeys(("gpu_layers", "chunk"), whole),
+    **dict.fromkeys(("gpu_layers", "chunk", "slots"), whole),
     **dict.fromkeys(("cutoff", "recovery", "decay", "split_threshold"), maybe(number)),
     "patience": number,
     **dict.fromkeys(("flash_attn", "trace", "tuned"), truth),
@@ -42,7 +42,7 @@ class Options:
     pair, or target (and draft): which models; models: a further models.toml. stages: how many processes
     to start here, or the addresses of stages that run already: a list, or one text with commas. split: shares
     of the layers; layers: the ranges themselves, "0-9,10-19". threads: of each process. ctx: positions a
-    conversation can have, 0 for as many as the model was trained for.
+    conversation can have, 0 for as many as the model was trained for. slots: conversations at a time.
     stretch: makes each stage (one for all, or one each) as slow as given; draft_stretch: the draft.
     patience: seconds that a stage elsewhere may be silent before it is given up; a run may go nowhere for six times
     as long.
@@ -64,6 +64,7 @@ class Options:
     threads: int | None = None
     mode: str | None = None
     ctx: int | None = None
+    slots: int = 1
     kv_type: str = "auto"
     flash_attn: bool = True
     gpu_layers: int = 0
@@ -110,6 +111,7 @@ class Options:
             (self.kv_type in KV_TYPES, f"--kv-type must be one of {', '.join(KV_TYPES)}."),
             (self.flash_attn or not self.kv_type.startswith("q"), f"--kv-type {self.kv_type} needs --flash-attn."),
             (not self.ctx or self.ctx >= 16, "--ctx-size must be at least 16, or 0 for the model's own."),
+            (1 <= self.slots <= 64, "--slots must be between 1 and 64."),
             (self.branches is None or 1 <= self.branches <= 16, "--branches must be between 1 and 16."),
             (self.cutoff is None or 0.0 <= self.cutoff <= 1.0, "--cutoff must be between 0 and 1."),
             (self.draft_max is None or 1 <= self.draft_max <= 63, "--draft-max must be between 1 and 63."),

@@ -33,6 +33,7 @@ from pipeinfer_cpp.engine import CostCurve
 from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.generation import Generation, Reading
+from pipeinfer_cpp.line import Line, Seats
 from pipeinfer_cpp.llama.sampler import Sampler
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
 from pipeinfer_cpp.net.sockets import Network
@@ -135,10 +136,11 @@ class Pipeline:
         )
         self._opened = self.settings
         """What the stages' contexts were made for."""
-        self._turn: Turn | None = None
+        self._line = Line(weakref.ref(self), "local")
+        """Of `generate` and `chat`."""
+        self.seats = Seats(self.settings.slots)
         self._chats: Chats | None = None
-        self._last: Result | None = None
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self.driver = Driver(
             network,
             stages,
@@ -194,7 +196,25 @@ class Pipeline:
         Raises UserError for a prompt that does not fit the context, and PipeInferError while another
         generation is under way. `max_tokens` -1: until the end, or until the context is full.
         """
-        self._check_alive()
+        return self._line.generate(
+            prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, goes_on=goes_on, reading=reading
+        )
+
+    def conversation(self, owner: str = "local") -> Line:
+        """A further conversation, with a slot of its own while it is in use. Conversations of one `owner` use each
+        other's cells where their prompts begin alike; nobody else's."""
+        return Line(lambda: self, owner)
+
+    def turn_of(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int,
+        sampling: Sampling | Mapping[str, Any] | None,
+        stop: str | Sequence[str],
+        goes_on: bool,
+        owner: str,
+    ) -> Turn:
+        """What `generate` was asked for, checked and made plain. Raises UserError."""
         sampling = sampling_of(sampling).seeded().within(self.settings.n_ctx)
         if isinstance(prompt, str):
             tokens = tuple(self.vocabulary.tokenize(prompt, begin=True))
@@ -213,12 +233,7 @@ class Pipeline:
             )
         self.check_grammar(sampling)
         stops, goes_on = stop_strings(stop), truth("goes_on", goes_on)
-        turn = Turn(tokens, max_tokens, sampling, stops, goes_on, self.vocabulary.control_tokens(stops))
-        with self._lock:
-            self._rest("This pipeline generates one text at a time")
-            self._turn = turn
-            self.driver.begin(turn)
-        return Generation(turn, self.driver.cancel, reading)
+        return Turn(tokens, max_tokens, sampling, stops, goes_on, self.vocabulary.control_tokens(stops), owner)
 
     def chat(
         self,
@@ -237,18 +252,18 @@ class Pipeline:
         oldest questions go with their answers. Otherwise as `generate`.
         Raises UserError too for a model without a chat template.
         """
-        self._check_alive()
+        self.check_alive()
         said = plain_messages(messages)
         if (max_tokens := whole("max_tokens", max_tokens)) < 1 and max_tokens != -1:
             raise UserError("--max-tokens must be at least 1, or -1 for as many as the context holds.")
         if self._chats is None:
             template = template_of(self.plan.target, self.plan.pair, self.vocabulary, None, {})
             self._chats = Chats(template, self.vocabulary, self.settings.n_ctx)
-        with self._lock:
-            self._rest("This pipeline generates one text at a time")
+        with self.lock:
+            self._line.rest("This pipeline generates one text at a time")
             quarter = self.settings.n_ctx // 4
             reserve = quarter if max_tokens == -1 else min(max_tokens, quarter)
-            tokens, goes_on = self._chats.prompt(said, self._turn, reserve)
+            tokens, goes_on = self._chats.prompt(said, self._line.turn, reserve)
         generation = self.generate(
             tokens, max_tokens=max_tokens, sampling=sampling, stop=stop, goes_on=goes_on, reading=reading
         )
@@ -258,25 +273,11 @@ class Pipeline:
     @property
     def last(self) -> Result | None:
         """The result of the last generation that ended well."""
-        self._remember()
-        return self._last
+        return self._line.last
 
-    def _remember(self) -> None:
-        if self._turn is not None and self._turn.result is not None:
-            self._last = self._turn.result
-
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
         if self.driver.failure is not None:
             raise PipeInferError(f"This pipeline has ended: {self.driver.failure}")
-
-    def _rest(self, refused: str = "This can only be done between generations") -> None:
-        """Nothing is under way: wait for a generation that was told to stop, refuse while another one runs."""
-        if self._turn is not None and not self._turn.over:
-            if not self._turn.stopping:
-                raise PipeInferError(f"{refused}: another one is under way; read it to its end, or close() it.")
-            self._turn.wait()
-        self._remember()
-        self._check_alive()
 
     def check_grammar(self, sampling: Sampling) -> None:
         """Raise UserError for an invalid grammar or bias here, before any stage sees it."""
@@ -289,7 +290,7 @@ class Pipeline:
 
         Raises UserError, and changes nothing, for values that the stages were not opened for.
         """
-        opened, held = self._opened, {"n_ctx", "chunk", "eog", "exact", "checkpoints"}
+        opened, held = self._opened, {"n_ctx", "chunk", "eog", "exact", "checkpoints", "slots"}
         for name in sorted(changes.keys() & held):
             if changes[name] != getattr(self.settings, name):
                 raise UserError(f"{name} cannot be changed while the pipeline is open: open another one with it.")
@@ -308,31 +309,27 @@ class Pipeline:
         for name in ("cutoff", "recovery", "decay", "split"):
             if not 0.0 <= getattr(settings, name) <= 1.0:
                 raise UserError(f"{name} must be between 0 and 1.")
-        with self._lock:
-            self._rest()
+        with self.lock:
+            self._line.rest()
             self.driver.configure(settings)
             self.settings = settings
 
     def forget(self) -> None:
-        """Compute the next prompt from its beginning, whatever the stages still hold of it."""
-        with self._lock:
-            self._rest()
-            self.driver.forget()
+        """Compute the next prompt of `generate` from its beginning, whatever the stages still hold of it."""
+        self._line.forget()
 
     def past(self) -> Past:
-        """The conversation so far, as it was computed: what `recall` needs to go on with it on another pipeline."""
-        with self._lock:
-            self._rest()
-            return self.driver.past()
+        """The conversation of `generate` so far, see `Line.past`."""
+        return self._line.past()
 
     def recall(self, past: Past) -> None:
-        """Go on with a conversation of another pipeline of the same model and settings. The next generation that
-        `goes_on` computes it again in the batches that it was first computed in, so that the same text follows."""
+        """Go on with it on this pipeline, see `Line.recall`."""
+        self._line.recall(past)
+
+    def check_past(self, past: Past) -> None:
+        """Raise UserError for a past of another model."""
         if any(not 0 <= token < self.vocabulary.size for token in past.tokens):
             raise UserError("This past of a conversation has tokens that the model does not have: use its own model.")
-        with self._lock:
-            self._rest()
-            self.driver.recall(past)
 
     @property
     def warnings(self) -> list[str]:

@@ -110,7 +110,7 @@ class Tally:
     texts: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     aborted: set[int] = field(default_factory=set)
-    link_bytes: dict[int, int] = field(default_factory=dict)
+    link_bytes: dict[int, float] = field(default_factory=dict)
     """Bytes of decoding by link: 0 to stage 0, k from stage k - 1."""
     other_bytes: int = 0
     busy: dict[int, float] = field(default_factory=dict)
@@ -118,8 +118,8 @@ class Tally:
     memory_mb: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
-    def link(self, index: int, n_bytes: int) -> None:
-        self.link_bytes[index] = self.link_bytes.get(index, 0) + n_bytes
+    def link(self, index: int, n_bytes: float) -> None:
+        self.link_bytes[index] = self.link_bytes.get(index, 0.0) + n_bytes
 
     def result(
         self,

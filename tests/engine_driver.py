@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
-from pipeinfer_cpp.engine.engine import DECODE, IDLE
 from pipeinfer_cpp.engine.run import Run
 from pipeinfer_cpp.sim.worlds import Guess
 
@@ -75,25 +74,25 @@ class ChaosStage:
     current: tuple[Run, bool] | None = None
     ready: deque[ev.StageReady] = field(default_factory=deque)
     peak: int = 0
-    state: History | None = ()
-    """What a recurrent model has read; None when an aborted decode left it half written."""
-    slots: dict[int, History | None] = field(default_factory=dict)
+    states: dict[int, History | None] = field(default_factory=dict)
+    """By sequence, what a recurrent model has read; None when an aborted decode left it half written."""
+    kept: dict[int, History | None] = field(default_factory=dict)
     recurrent: bool = False
 
     def begin(self) -> None:
         run, dead = self.inbox.popleft()
         for op in run.ops:
             if op.kind == "snapshot":
-                self.slots[op.src] = self.state
+                self.kept[op.src] = self.states.get(op.seq, ())
                 continue
             if op.kind == "restore":
-                self.state = self.slots[op.src]
-                assert self.state is not None and len(self.state) == op.p0, f"run {run.id}: {op} finds {self.state}"
-                self.cells = [c for c in self.cells if c.pos < op.p0]
+                state = self.states[op.seq] = self.kept[op.src]
+                assert state is not None and len(state) == op.p0, f"run {run.id}: {op} finds {state}"
+                self.cells = [c for c in self.cells if c.pos < op.p0 or op.seq not in c.seqs]
                 continue
             if self.recurrent:
                 assert op.kind == "rm" and op.p0 == 0, f"run {run.id}: {op} on a state that cannot be taken back"
-                self.state = ()
+                self.states[op.seq] = ()
             end = op.p1 if op.p1 >= 0 else 1 << 40
             for cell in self.cells:
                 if op.p0 <= cell.pos < end:
@@ -109,8 +108,9 @@ class ChaosStage:
         (run, dead), self.current = self.current, None
         if not dead:
             if self.recurrent and run.rows:
-                assert self.state is not None and len(self.state) == run.rows[0].pos, f"run {run.id}: {self.state}"
-                self.state += tuple(row.token for row in run.rows)
+                state = self.states.get(run.rows[0].seq, ())
+                assert state is not None and len(state) == run.rows[0].pos, f"run {run.id}: {state}"
+                self.states[run.rows[0].seq] = state + tuple(row.token for row in run.rows)
             for row in run.rows:
                 past = sorted(c.pos for c in self.cells if row.seq in c.seqs)
                 assert past == list(range(row.pos)), f"run {run.id}: a row at {row.pos} of {row.seq} sees {past}"
@@ -131,30 +131,46 @@ class ChaosDraft:
         self.commands: deque[ev.Action] = deque()
         self.says: deque[ev.Drafted] = deque()
         self.paths: dict[int, list[int]] = {}
-        self.room = -1
+        self.slots: dict[int, int] = {}
+        """Of each path."""
+        self.room: dict[int, int] = {}
         self.alive = True
 
     def obey(self) -> None:
         match self.commands.popleft():
-            case ev.DraftReset(path, keep, tokens):
-                longest = max(self.paths.values(), key=len, default=[])
-                self.paths = {path: longest[:keep] + list(tokens)}
+            case ev.DraftReset(path, keep, tokens, slot):
+                own = [p for p in self.paths if self.slots[p] == slot]
+                longest = max((self.paths.pop(p) for p in own), key=len, default=[])
+                self.paths[path], self.slots[path] = longest[:keep] + list(tokens), slot
             case ev.DraftFork(path, of, keep, token) if of in self.paths:
-                self.paths[path] = [*self.paths[of][:keep], token]
+                self.paths[path], self.slots[path] = [*self.paths[of][:keep], token], self.slots[of]
             case ev.DraftDrop(paths):
                 for path in paths:
                     self.paths.pop(path, None)
-            case ev.DraftRoom(pos):
-                self.room = pos
+            case ev.DraftRoom(pos, slot):
+                self.room[slot] = pos
 
     def able(self) -> list[int]:
-        return [p for p, t in self.paths.items() if len(t) <= self.room and t[-1] != EOG]
+        return [p for p, t in self.paths.items() if len(t) <= self.room.get(self.slots[p], -1) and t[-1] != EOG]
 
     def extend(self, path: int) -> None:
         tokens = self.paths[path]
         guess = self.world.draft(tokens)
         self.says.append(ev.Drafted(path, len(tokens), *guess, seconds=0.002))
         tokens.append(guess.token)
+
+
+@dataclass
+class Told:
+    """What became of a slot's turn."""
+
+    prompt: History = ()
+    max_tokens: int = 0
+    emitted: list[int] = field(default_factory=list)
+    finished: str = ""
+    nodes: dict[int, History] = field(default_factory=dict)
+    carried: list[tuple[int, History]] = field(default_factory=list)
+    """Every row that left: its run, and its history down to itself."""
 
 
 class Chaos:
@@ -172,15 +188,20 @@ class Chaos:
             kind: rng.choice((0.1, 1.0, 1.0, 10.0)) for kind in ("stage", "cancel", "wire", "draft", "tick")
         }
         self.pace = rng.choice((1e-5, 1e-3, 0.05))
-        self._begin()
-
-    def _begin(self) -> None:
-        self.emitted: list[int] = []
-        self.finished = ""
-        self.nodes: dict[int, History] = {}
-        self.carried: list[tuple[int, History]] = []
-        """Every row that left: its run, and its history down to itself."""
+        self.told = [Told() for _ in self.engine.slots]
         self.cancelled: set[int] = set()
+
+    @property
+    def emitted(self) -> list[int]:
+        return self.told[0].emitted
+
+    @property
+    def finished(self) -> str:
+        return self.told[0].finished
+
+    @property
+    def carried(self) -> list[tuple[int, History]]:
+        return self.told[0].carried
 
     def turn(
         self,
@@ -191,20 +212,34 @@ class Chaos:
         goes_on: bool = False,
     ) -> None:
         """One turn to its end. It is stopped from outside after that many steps."""
-        self._begin()
-        self.nodes[0] = tuple(prompt)
-        self.feed(ev.Prompt(tuple(prompt), max_tokens, goes_on))
+        self.cancelled.clear()
+        self.begin(0, prompt, max_tokens, goes_on=goes_on)
         steps = 0
-        while self.engine.phase != IDLE:
+        while not self.engine.idle:
             if steps == stop_after and not self.finished:
-                kept = None if keep is None else min(keep, len(self.emitted))
-                self.feed(ev.Stop("cancelled", kept))
+                self.stop(0, keep)
             steps += 1
             assert steps < 20_000, "the turn does not end"
             self.step()
         while self.draft.commands:
             self.draft.obey()
         assert self.finished
+
+    def begin(self, slot: int, prompt: Sequence[int], max_tokens: int, goes_on: bool = False, owner: str = "") -> None:
+        """A slot's turn begins."""
+        self.told[slot] = Told(tuple(prompt), max_tokens, nodes={0: tuple(prompt)})
+        self.feed(ev.Prompt(tuple(prompt), max_tokens, goes_on, slot, owner))
+
+    def stop(self, slot: int, keep: int | None = None) -> None:
+        self.feed(ev.Stop("cancelled", None if keep is None else min(keep, len(self.told[slot].emitted)), slot))
+
+    def lose(self) -> None:
+        """All stages are replaced by empty ones."""
+        self.stages = [ChaosStage(recurrent=stage.recurrent) for stage in self.stages]
+        self.back.clear()
+        for told in self.told:
+            told.carried.clear()
+        self.feed(ev.Lost())
 
     def step(self) -> None:
         """Let one of the things happen that can happen now."""
@@ -250,9 +285,9 @@ class Chaos:
         draws = []
         for row in run.rows:
             if row.draw:
-                history = last.history(row.seq, row.pos)
-                assert history == self.nodes[row.node], "the cells are not those of the node's history"
-                truth = self.world.text(self.nodes[0], len(history), len(history))
+                history, nodes = last.history(row.seq, row.pos), self.told[row.slot].nodes
+                assert history == nodes[row.node], "the cells are not those of the node's history"
+                truth = self.world.text(nodes[0], len(history), len(history))
                 forbidden = tuple(truth[: len(history)]) != history and self.rng.random() < 0.1
                 draws.append((-1 if forbidden else self.world.target(history), -0.5))
         return draws
@@ -261,36 +296,44 @@ class Chaos:
         runs = stage.cancels.popleft()
         stage.dead.update(runs)
         if stage.current and stage.current[0].id in runs and stage.current[0].rows and self.rng.random() < 0.8:
-            stage.current, stage.state = (stage.current[0], True), None  # aborted; else it had just ended
+            run = stage.current[0]
+            stage.current = run, True  # aborted; else it had just ended
+            stage.states.update({row.seq: None for row in run.rows})
 
     def feed(self, event: ev.Event) -> None:
         for action in self.engine.handle(event, self.now):
             self._carry_out(action)
         engine = self.engine
-        if engine.phase == DECODE and engine.settings.mode != "sync" and engine.settings.on("multibuffer"):
-            assert engine.tree.root.run is not None, "a final token waits"
+        if engine.settings.mode != "sync" and engine.settings.on("multibuffer") and len(engine.active) == 1:
+            assert not any(slot.waits for slot in engine.slots), "a final token waits"
 
     def _carry_out(self, action: ev.Action) -> None:
         match action:
             case ev.Dispatch(run):
                 settings = self.engine.settings
                 assert len(run.rows) <= (settings.chunk if run.kind == "prefill" else settings.max_rows), "too wide"
+                assert run.kind == "decode" or len({row.slot for row in run.rows}) <= 1
                 self.stages[0].inbox.append((run, False))
                 for row in run.rows:
-                    if row.node > 0:
-                        self.nodes[row.node] = (*self.nodes[row.parent], row.token)
+                    told = self.told[row.slot]
+                    if row.node not in told.nodes and row.node > 0:
+                        told.nodes[row.node] = (*told.nodes[row.parent], row.token)
                     if row.node >= 0:
-                        assert len(self.nodes[row.node]) == row.pos + 1 <= self.engine.settings.n_ctx
-                        self.carried.append((run.id, self.nodes[row.node]))
+                        assert len(told.nodes[row.node]) == row.pos + 1 <= self.engine.settings.n_ctx
+                        told.carried.append((run.id, told.nodes[row.node]))
             case ev.Cancel(runs):
                 assert not self.cancelled & set(runs), "cancelled twice"
                 self.cancelled.update(runs)
                 for stage in self.stages:
                     stage.cancels.append(runs)
             case ev.Emit(token):
-                self.emitted.append(token)
-            case ev.Finish(reason):
-                self.finished = reason
+                self.told[action.slot].emitted.append(token)
+            case ev.Finish(reason, slot):
+                self.told[slot].finished = reason
+            case ev.Again(said, root, slot):
+                told = self.told[slot]
+                assert list(said) == told.emitted
+                told.nodes[root] = (*told.prompt, *said)
             case ev.Wake(at):
                 self.wakes.append(at)
             case _:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
-from pipeinfer_cpp.engine.engine import IDLE
 from pipeinfer_cpp.engine.run import Run
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
@@ -88,7 +87,8 @@ class Hybrid:
         """Of each accepted row: the largest difference from the reference."""
         self.text, self.reference, self.rng = list(text), reference, rng
         self.engine = Engine(settings, [CostCurve.linear(0.01)] * len(slices))
-        self.engine.speculation.governor.token = lambda now, ahead=False: None  # type: ignore[method-assign]  # time is made up here
+        governor = self.engine.slots[0].speculation.governor
+        governor.token = lambda now, ahead=False: None  # type: ignore[method-assign]  # time is made up here
         contexts = [SliceContext(path, **CONTEXT) for path in slices]
         assert all(context.checkpointed for context in contexts)
         self.stages = [Stage(context, Checkpoints(context)) for context in contexts]
@@ -107,7 +107,7 @@ class Hybrid:
     def turn(self, n_prompt: int, max_tokens: int) -> None:
         self.emitted = []
         self.feed(ev.Prompt(tuple(self.text[:n_prompt]), max_tokens))
-        while self.engine.phase != IDLE:
+        while not self.engine.idle:
             self.step()
         assert self.emitted == self.text[n_prompt : n_prompt + max_tokens]
 
@@ -147,7 +147,7 @@ class Hybrid:
         """The draws are the text's own, whatever the logits say: those of accepted rows must be the reference's."""
         draws = []
         if logits is not None:
-            final = self.engine.turn.tokens
+            final = self.engine.slots[0].turn.tokens
             for row, out in zip(run.rows, logits, strict=True):
                 known = self.text[: row.pos + 1]
                 right = row.pos < len(final) or row.token == known[-1]
@@ -162,13 +162,13 @@ class Hybrid:
         """The tokens down to a node, also when it is not final yet."""
         if node < 0:
             return self.text[: 1 + next(row.pos for row in run.rows if row.node == node)]
-        for found in self.engine.tree.root.subtree():
+        for found in self.engine.slots[0].tree.root.subtree():
             if found.id == node:
                 below: list[int] = []
                 while found.parent is not None:
                     below.insert(0, found.token)
                     found = found.parent
-                return self.engine.turn.tokens[: self.engine.tree.root.pos + 1] + below
+                return self.engine.slots[0].turn.tokens[: self.engine.slots[0].tree.root.pos + 1] + below
         return []  # dead
 
     def _draft(self, path: int) -> None:

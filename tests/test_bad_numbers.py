@@ -48,24 +48,24 @@ def test_a_model_that_computes_no_numbers(tensor: str, stage: int, value: float,
 
 ROW = Row(5, 0, 0, 1, 0, False)
 BAD = {
-    "seq_rm": RunHeader(1, "end", (Op("rm", 300, 0, -1),), (), 0),
-    "seq_cp": RunHeader(1, "end", (Op("cp", 0, 0, -1, 77),), (), 0),
-    "kind": RunHeader(1, "end", (Op("rm -rf", 0, 0, -1),), (), 0),
-    "slot": RunHeader(1, "end", (Op("restore", 0, 0, -1, 3),), (), 0),
-    "p0": RunHeader(1, "end", (Op("rm", 0, -5, -1),), (), 0),
-    "row's sequence": RunHeader(1, "decode", (), (ROW._replace(seq=99),), 0),
-    "row's position": RunHeader(1, "decode", (), (ROW._replace(pos=-7),), 0),
-    "row's token": RunHeader(1, "decode", (), (ROW._replace(token=1 << 20),), 0),
-    "rows": RunHeader(1, "decode", (), tuple(ROW._replace(pos=i) for i in range(600)), 0),
-    "sampling": RunHeader(1, "decode", (), (ROW,), 0, TurnStart(Sampling(top_p=9.0), (1,))),
-    "prompt": RunHeader(1, "decode", (), (ROW,), 0, TurnStart(Sampling(), (1 << 25,))),
+    "seq_rm": RunHeader(1, "end", (Op("rm", 300, 0, -1),), (), ()),
+    "seq_cp": RunHeader(1, "end", (Op("cp", 0, 0, -1, 77),), (), ()),
+    "kind": RunHeader(1, "end", (Op("rm -rf", 0, 0, -1),), (), ()),
+    "slot": RunHeader(1, "end", (Op("restore", 0, 0, -1, 3),), (), ()),
+    "p0": RunHeader(1, "end", (Op("rm", 0, -5, -1),), (), ()),
+    "row's sequence": RunHeader(1, "decode", (), (ROW._replace(seq=99),), ()),
+    "row's position": RunHeader(1, "decode", (), (ROW._replace(pos=-7),), ()),
+    "row's token": RunHeader(1, "decode", (), (ROW._replace(token=1 << 20),), ()),
+    "rows": RunHeader(1, "decode", (), tuple(ROW._replace(pos=i) for i in range(600)), ()),
+    "sampling": RunHeader(1, "decode", (), (ROW,), (), turns=(TurnStart(Sampling(top_p=9.0), (1,)),)),
+    "prompt": RunHeader(1, "decode", (), (ROW,), (), turns=(TurnStart(Sampling(), (1 << 25,)),)),
 }
 
 
 @pytest.mark.parametrize("what", BAD)
 def test_a_stage_refuses_numbers_that_cannot_be(what: str) -> None:
     limits = Limits(n_seq=2, n_ctx=1024, n_rows=64, n_vocab=1024, checkpointed=False)
-    limits.check(RunHeader(1, "decode", (Op("rm", 1, 0, -1), Op("cp", 1, 3, -1, 0)), (ROW,), 0))
+    limits.check(RunHeader(1, "decode", (Op("rm", 1, 0, -1), Op("cp", 1, 3, -1, 0)), (ROW,), ()))
     with pytest.raises(PipeInferError, match=r"run 1 |must be"):
         limits.check(BAD[what])
 
@@ -106,14 +106,14 @@ def test_a_stage_that_says_what_cannot_be_is_named(what: str) -> None:
 
 
 def test_answers_that_do_not_fit_their_run() -> None:
-    run = Run(3, "decode", (), (ROW._replace(draw=True), ROW._replace(pos=1, draw=True)), 0)
-    under_way = {3: InFlight(run, False, 0.0, 2)}
+    run = Run(3, "decode", (), (ROW._replace(draw=True), ROW._replace(pos=1, draw=True)), ())
+    under_way = {3: InFlight(run, False, 0.0, {0: 2})}
     assert claims.back(RunBack(3, False, ((5, -0.5), (-1, 0.0))), under_way, 1024) is None
     assert "1 draws instead of 2" in str(claims.back(RunBack(3, False, ((5, -0.5),)), under_way, 1024))
     assert "token 1024" in str(claims.back(RunBack(3, False, ((5, -0.5), (1024, 0.0))), under_way, 1024))
-    assert "token -2" in str(claims.back(RunBack(3, False, ((-2, -0.5), (5, 0.0))), under_way, 1024))
+    assert "token -3" in str(claims.back(RunBack(3, False, ((-3, -0.5), (5, 0.0))), under_way, 1024))
     assert "nobody cancelled" in str(claims.back(RunBack(3, True, ()), under_way, 1024))
-    under_way[3].alive = 0
+    under_way[3].live = {0: 0}
     assert claims.back(RunBack(3, True, ()), under_way, 1024) is None
 
 

@@ -86,10 +86,10 @@ def test_the_chunk_of_a_row_depends_on_the_prompt_alone(seed: int, recurrent: bo
     texts = [[1, 2, 3, 4, 5, 6, 1, 2, 3], [1, 2, 3, 4, 5, 5, 5, 5, 5, 5], [1, 6, 6, 6, 6], [1, 2, 3, 4]]
     for _ in range(6):
         prompt = rng.choice(texts)
-        if rng.random() < 0.3 and chaos.engine.cached:
-            prompt = [*chaos.engine.cached[: rng.randrange(1, len(chaos.engine.cached) + 1)], 3]
+        if rng.random() < 0.3 and chaos.engine.slots[0].cached:
+            prompt = [*chaos.engine.slots[0].cached[: rng.randrange(1, len(chaos.engine.slots[0].cached) + 1)], 3]
         chaos.turn(prompt, rng.randrange(1, 6), stop_after=rng.choice((None, 3, 20)), keep=None)
-        n = chaos.engine.turn.n_prompt
+        n = chaos.engine.slots[0].turn.n_prompt
         if chaos.finished != "cancelled":
             assert all(computed[p] == (p - p % CHUNK, min(p - p % CHUNK + CHUNK, n)) for p in range(n)), computed
 
@@ -128,17 +128,17 @@ def test_a_conversation_on_another_pipeline_is_computed_in_the_same_batches(
     for _ in range(2):
         more = [rng.randrange(1, 7) for _ in range(6)]
         first.turn([*conversation[: rng.randrange(len(conversation) + 1)], *more], 5, goes_on=bool(conversation))
-        conversation = list(first.engine.turn.tokens)
-    past = Past.from_json(first.engine.past.to_json())
+        conversation = list(first.engine.slots[0].turn.tokens)
+    past = Past.from_json(first.engine.slots[0].past.to_json())
     fresh = Chaos(world, settings, [CostCurve.linear(0.02)] * 2, random.Random(seed + 1))
     here = batches(fresh)
-    fresh.engine.recall(past)
+    fresh.engine.slots[0].recall(past)
     third = [*conversation, 1, 2, 3, 4, 5, 6]
     for chaos in (first, fresh):
         chaos.turn(third, 6, goes_on=True)
-    assert fresh.engine.past == first.engine.past
-    assert fresh.engine.turn.tokens == first.engine.turn.tokens
-    for begin, end, drawn in first.engine.past.spans:
+    assert fresh.engine.slots[0].past == first.engine.slots[0].past
+    assert fresh.engine.slots[0].turn.tokens == first.engine.slots[0].turn.tokens
+    for begin, end, drawn in first.engine.slots[0].past.spans:
         alike = range(begin, end)
         if drawn:
             assert all(here[p][1] - here[p][0] <= settings.max_rows for p in alike)

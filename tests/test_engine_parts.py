@@ -44,7 +44,7 @@ class Watched(Cluster):
 def test_rows_and_runs_are_counted_as_they_leave() -> None:
     cluster = Watched(independent(300, 0.6), branches=2)
     cluster.generate(cluster.world.text[:20], 100)  # type: ignore[attr-defined]
-    runs, stats = [action.run for action in cluster.all(ev.Dispatch)], cluster.engine.stats
+    runs, stats = [action.run for action in cluster.all(ev.Dispatch)], cluster.engine.slots[0].stats
     assert (stats.sent, stats.rows) == (len(runs), sum(len(run.rows) for run in runs))
     assert stats.replayed == 0 and stats.proposed == stats.accepted + stats.rejected + stats.wasted
     assert sum(hit for hit, _ in stats.by_depth.values()) == stats.accepted
@@ -56,7 +56,7 @@ def test_one_run_is_in_flight_where_nothing_is_drafted() -> None:
     cluster.generate([1, 2, 3], 1)
     cluster = Watched(independent(300, 0.6), mode="off")
     cluster.generate(cluster.world.text[:8], 50)  # type: ignore[attr-defined]
-    assert cluster.engine.stats.in_flight_mean == pytest.approx(1.0, abs=0.05)
+    assert cluster.engine.slots[0].stats.in_flight_mean == pytest.approx(1.0, abs=0.05)
 
 
 def test_acceptance_by_depth_has_no_gap() -> None:
@@ -80,7 +80,7 @@ def test_a_draft_that_is_surer_or_less_sure_than_right_is_calibrated() -> None:
         world.guesses = {i: guess._replace(prob=0.55) for i, guess in world.guesses.items()}
         cluster = Watched(world, governor=False)
         cluster.generate(world.text[:8], 380)
-        assert low < cluster.engine.speculation.calibration(0.55) < high
+        assert low < cluster.engine.slots[0].speculation.calibration(0.55) < high
 
 
 def test_the_pause_between_turns_is_no_tokens_time() -> None:
@@ -90,7 +90,7 @@ def test_the_pause_between_turns_is_no_tokens_time() -> None:
     for end in range(16, 400, 8):
         cluster.clock.now += 60
         cluster.generate(world.text[:end], 8)
-        assert cluster.engine.speculation.governor.speculate
+        assert cluster.engine.slots[0].speculation.governor.speculate
 
 
 def test_a_governor_that_sees_a_probe_begins_with_nothing() -> None:
@@ -163,9 +163,9 @@ def test_a_draft_goes_with_the_root_where_that_is_worth_it(prob: float, rows: in
 
 def test_second_choices_are_asked_for_more_when_first_ones_are() -> None:
     engine = Engine(Settings(split=0.3, recovery=0.1, branches=2), [LEVEL])
-    assert engine.speculation.forks(5, 0.35)
-    engine.speculation.cutoff.sent()
-    assert not engine.speculation.forks(5, 0.35) and engine.speculation.forks(5, 0.45)
+    assert engine.slots[0].speculation.forks(5, 0.35)
+    engine.slots[0].speculation.cutoff.sent()
+    assert not engine.slots[0].speculation.forks(5, 0.35) and engine.slots[0].speculation.forks(5, 0.45)
 
 
 # ------------------------------------------------------------------------------ what is cancelled and let go
@@ -189,7 +189,7 @@ def test_a_stop_keeps_the_tokens_that_were_taken() -> None:
     cluster.feed(ev.Stop("cancelled", 2))
     while cluster.clock.step():
         pass
-    assert cluster.engine.cached == world.text[:9]
+    assert cluster.engine.slots[0].cached == world.text[:9]
     assert all(list(stage.kv[0].values()) == world.text[:9] for stage in cluster.stages)
 
 
@@ -219,14 +219,14 @@ def test_a_dead_run_is_computed_while_a_live_one_builds_on_it() -> None:
     nodes = []
     for i in range(4):
         node = Node(i + 1, 7, i, 0, parent=above if i < 3 else None)
-        run = pipe.send("decode", [Row(7, i, 0, node.id, 0, True)], 0, 0.0)
+        run = pipe.send("decode", [Row(7, i, 0, node.id, 0, True)], (), 0.0)
         pipe.carry(run.id, [node])
         nodes.append(node)
         above = node
-    pipe.lose([nodes[0], nodes[1], nodes[3]])
+    pipe.lose([nodes[0], nodes[1], nodes[3]], 0)
     assert pipe.newly_dead(0.0) == [4]
     assert pipe.newly_dead(0.0) == []
-    pipe.lose([nodes[2]])
+    pipe.lose([nodes[2]], 0)
     assert pipe.newly_dead(0.0) == [1, 2, 3]
 
 
@@ -237,7 +237,7 @@ def test_states_are_not_kept_for_ever() -> None:
         kept.begin(10 * turn)
         kept.send(10 * turn, 5, pin=True)
         kept.settle(10 * turn + 5)
-    assert kept.positions == [180, 190, 200] and kept.n_slots <= 4
+    assert kept.positions == [180, 190, 200] and kept.n_states <= 4
 
 
 def test_an_alarm_that_rang_too_early_is_set_again() -> None:
@@ -250,18 +250,18 @@ def test_an_alarm_that_rang_too_early_is_set_again() -> None:
 
 def test_a_story_is_that_of_one_run() -> None:
     pipe = Pipe(Pace([LEVEL]))
-    pipe.send("decode", [Row(7, 3, 0, 1, 0, True)], 0, 0.5)
-    pipe.send("end", [], 0, 0.6)
+    pipe.send("decode", [Row(7, 3, 0, 1, 0, True)], (), 0.5)
+    pipe.send("end", [], (), 0.6, slot=0)
     assert pipe.story(1) == "0.500000 run 1: decode of 1 rows from 3" and pipe.story(2).startswith("0.600000 run 2: ")
 
 
 def test_any_result_ends_what_runs_asked_of_confidence() -> None:
     engine = Engine(Settings(cutoff=0.1, recovery=0.3, chunk=4), [LEVEL])
     engine.handle(ev.Prompt(tuple(range(1, 9)), 5), 0.0)
-    engine.speculation.cutoff.sent()
-    assert engine.speculation.cutoff.level == pytest.approx(0.4)
+    engine.slots[0].speculation.cutoff.sent()
+    assert engine.slots[0].speculation.cutoff.level == pytest.approx(0.4)
     engine.handle(ev.RunDone(1), 0.1)
-    assert engine.speculation.cutoff.level == pytest.approx(0.1)
+    assert engine.slots[0].speculation.cutoff.level == pytest.approx(0.1)
 
 
 def test_an_idle_stage_begins_when_a_run_is_there() -> None:

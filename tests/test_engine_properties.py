@@ -83,7 +83,7 @@ def check(chaos: Chaos, prompt: list[int], whole: list[int]) -> None:
     # 1. The target's own output (all of it, or its beginning when the turn was stopped).
     assert final == whole if chaos.finished != "cancelled" else final == whole[: len(final)]
     # 3. No row of the accepted path was cancelled; none was computed twice.
-    kept = engine.turn.tokens
+    kept = engine.slots[0].turn.tokens
     paths = {tuple(kept[:n]) for n in range(len(prompt), len(kept))}
     assert not [run for run, path in chaos.carried if run in chaos.cancelled and path in paths]
     assert max(Counter(path for _, path in chaos.carried if path in paths).values(), default=1) == 1
@@ -91,13 +91,13 @@ def check(chaos: Chaos, prompt: list[int], whole: list[int]) -> None:
     assert not engine.pool.taken and not engine.pipe.in_flight
     for stage in chaos.stages:
         assert stage.current is None and not stage.inbox
-        assert sorted(c.pos for c in stage.cells) == list(range(len(engine.cached)))
-        assert all(c.seqs == {0} and c.token == engine.cached[c.pos] for c in stage.cells)
-        assert not stage.recurrent or stage.state == tuple(engine.cached)
+        assert sorted(c.pos for c in stage.cells) == list(range(len(engine.slots[0].cached)))
+        assert all(c.seqs == {0} and c.token == engine.slots[0].cached[c.pos] for c in stage.cells)
+        assert not stage.recurrent or stage.states.get(0, ()) == tuple(engine.slots[0].cached)
     # 6. No stage ran out of cells.
     assert max(s.peak for s in chaos.stages) <= engine.settings.kv_cells(len(chaos.stages))
     # Every draft has exactly one fate.
-    stats = engine.stats
+    stats = engine.slots[0].stats
     assert stats.proposed == stats.accepted + stats.rejected + stats.wasted
     assert min(stats.proposed, stats.accepted, stats.rejected, stats.wasted) >= 0
 
@@ -124,7 +124,7 @@ def test_turns_that_are_stopped_anywhere(case: Case, stops: list[tuple[int, int 
         chaos.turn(prompt, case.max_tokens, stop_after=after, keep=keep)
         check(chaos, prompt, whole)
         prompt = [
-            *chaos.engine.turn.tokens[: rng.randrange(1, len(chaos.engine.turn.tokens) + 1)],
+            *chaos.engine.slots[0].turn.tokens[: rng.randrange(1, len(chaos.engine.slots[0].turn.tokens) + 1)],
             rng.randrange(1, VOCABULARY),
         ]
         prompt = prompt[: case.settings.n_ctx - 1]
@@ -226,7 +226,7 @@ def test_a_biased_acceptance_is_seen() -> None:
 def skip_removals(chaos: Chaos) -> None:
     """Dead cells stay."""
     original = chaos.engine.pool.bury
-    chaos.engine.pool.bury = lambda dead, root: original(dead, root)[:0]  # type: ignore[method-assign]
+    chaos.engine.pool.bury = lambda dead, root, main: original(dead, root, main)[:0]  # type: ignore[method-assign]
 
 
 def cancel_the_living(chaos: Chaos) -> None:
@@ -236,7 +236,7 @@ def cancel_the_living(chaos: Chaos) -> None:
 
     def wrong(now: float) -> list[int]:
         for flight in list(pipe.in_flight.values())[-1:]:
-            flight.alive = min(flight.alive, len(flight.run.rows) - 1)
+            flight.live = {0: min(flight.live.get(0, 0), len(flight.run.rows) - 1)}
         return original(now)
 
     pipe.newly_dead = wrong  # type: ignore[method-assign]
@@ -244,15 +244,15 @@ def cancel_the_living(chaos: Chaos) -> None:
 
 def believe_the_draft(chaos: Chaos) -> None:
     """A wrong draft is accepted."""
-    original = chaos.engine._verify
+    original = chaos.engine.slots[0]._verify
 
     def wrong() -> None:
-        root = chaos.engine.tree.root
+        root = chaos.engine.slots[0].tree.root
         if root.draw is not None and root.children and root.draw != EOG:
             root.draw = root.children[0].token
         original()
 
-    chaos.engine._verify = wrong  # type: ignore[method-assign]
+    chaos.engine.slots[0]._verify = wrong  # type: ignore[method-assign]
 
 
 def keep_ids(chaos: Chaos) -> None:
@@ -282,7 +282,7 @@ def expect_fault(
 
 def restore_too_late(chaos: Chaos) -> None:
     """A miss goes back to the newest state, wrong rows and all."""
-    checkpoints = chaos.engine.checkpoints
+    checkpoints = chaos.engine.slots[0].checkpoints
     assert checkpoints is not None
     original = checkpoints.reach
     checkpoints.reach = lambda n: max([*checkpoints.positions, original(n)])  # type: ignore[method-assign]
@@ -290,13 +290,13 @@ def restore_too_late(chaos: Chaos) -> None:
 
 def forget_to_replay(chaos: Chaos) -> None:
     """Accepted rows of the run that missed are not computed again."""
-    original = chaos.engine._truncate
-    chaos.engine._truncate = lambda n: original(n)[:0]  # type: ignore[method-assign]
+    original = chaos.engine.slots[0]._truncate
+    chaos.engine.slots[0]._truncate = lambda n: original(n)[:0]  # type: ignore[method-assign]
 
 
 def give_up_early(chaos: Chaos) -> None:
     """States are given up while a run in flight may still need them."""
-    checkpoints = chaos.engine.checkpoints
+    checkpoints = chaos.engine.slots[0].checkpoints
     assert checkpoints is not None
     checkpoints.settle = lambda pos: checkpoints._drop(checkpoints.positions[:-1])  # type: ignore[method-assign]
 
@@ -325,9 +325,9 @@ def test_states_are_restored_and_rows_replayed_within_few_slots() -> None:
 
         chaos._carry_out = count  # type: ignore[method-assign]
         chaos.turn([1 + i % 5 for i in range(40)], 60)
-        replayed += chaos.engine.stats.replayed
-        assert chaos.engine.checkpoints is not None
-        assert chaos.engine.checkpoints.n_slots <= settings.slots(3)
+        replayed += chaos.engine.slots[0].stats.replayed
+        assert chaos.engine.slots[0].checkpoints is not None
+        assert chaos.engine.slots[0].checkpoints.n_states <= settings.states(3)
     assert restored > 200 and replayed > 200, (restored, replayed)
 
 
@@ -338,11 +338,11 @@ def test_a_turn_begins_at_a_state_that_is_still_kept() -> None:
     prompt = [1 + i % 5 for i in range(40)]
     chaos.turn(prompt, 10)
     chaos.turn(prompt, 10)
-    assert chaos.engine.turn.kept == 32
-    chaos.turn([*chaos.engine.turn.tokens, 1, 2, 3], 10)
-    assert chaos.engine.turn.kept == 49
+    assert chaos.engine.slots[0].turn.kept == 32
+    chaos.turn([*chaos.engine.slots[0].turn.tokens, 1, 2, 3], 10)
+    assert chaos.engine.slots[0].turn.kept == 49
     chaos.turn(prompt[:35] + [6] * 10, 10)
-    assert chaos.engine.turn.kept == 32
+    assert chaos.engine.slots[0].turn.kept == 32
 
 
 @pytest.mark.parametrize("break_it", [skip_removals, cancel_the_living, believe_the_draft, keep_ids, send_twice])
@@ -371,6 +371,6 @@ def test_random_orders_reach_every_corner() -> None:
 
         chaos._carry_out = count  # type: ignore[method-assign]
         chaos.turn([1, 2, 3], 50)
-        seen["cancelled"] += chaos.engine.stats.cancelled
+        seen["cancelled"] += chaos.engine.slots[0].stats.cancelled
     assert all(seen[k] > 50 for k in ("draft", "sibling", "target", "full pipe", "cancelled")), seen
     assert seen["dead runs that are needed"] > 0, seen

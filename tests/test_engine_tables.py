@@ -8,9 +8,10 @@ import pytest
 
 from pipeinfer_cpp.engine import CostCurve, Engine, EngineError, Settings
 from pipeinfer_cpp.engine import events as ev
-from pipeinfer_cpp.engine.sequences import MAIN, cp, rm
+from pipeinfer_cpp.engine.sequences import cp, rm
 
 EOG = 0
+MAIN = 0
 
 
 class Scene:
@@ -109,7 +110,7 @@ def test_a_miss_cancels_and_dispatches_in_the_same_step() -> None:
     assert run.ops == (rm(MAIN, 3),) and [(r.token, r.pos) for r in run.rows] == [(4, 3)]
     (reset,) = scene.all(ev.DraftReset)
     assert (reset.keep, reset.tokens) == (3, (4,))
-    stats = scene.engine.stats
+    stats = scene.engine.slots[0].stats
     assert (stats.proposed, stats.accepted, stats.rejected, stats.wasted, stats.cancelled) == (2, 0, 1, 1, 1)
 
 
@@ -126,11 +127,11 @@ def test_what_a_dead_path_still_says_is_ignored() -> None:
     scene = sent()
     old = scene.path
     scene.feed(ev.RunDone(1, ((4, -0.1),)))
-    before = scene.engine.stats.proposed
+    before = scene.engine.slots[0].stats.proposed
     scene.draft(4, 9, path=old)
-    assert scene.engine.stats.proposed == before and not scene.runs()
+    assert scene.engine.slots[0].stats.proposed == before and not scene.runs()
     scene.draft(4, 11)
-    assert scene.engine.stats.proposed == before + 1
+    assert scene.engine.slots[0].stats.proposed == before + 1
 
 
 def test_a_second_choice_goes_along_and_wins() -> None:
@@ -173,7 +174,7 @@ def test_the_end_of_generation_truncates_everywhere_and_waits() -> None:
     assert not scene.all(ev.Finish)
     scene.feed(ev.RunDone(end.id))
     assert scene.all(ev.Finish) == [ev.Finish("stop")]
-    assert scene.engine.cached == [5, 6, 7]
+    assert scene.engine.slots[0].cached == [5, 6, 7]
 
 
 def test_max_tokens_is_a_length() -> None:
@@ -184,7 +185,7 @@ def test_max_tokens_is_a_length() -> None:
     assert scene.tokens() == [(3, 4, "target")]
     scene.back(3)
     assert scene.all(ev.Finish) == [ev.Finish("length")]
-    assert scene.engine.cached == [5, 6, 7, 4]  # the last token's cells come with the next turn
+    assert scene.engine.slots[0].cached == [5, 6, 7, 4]  # the last token's cells come with the next turn
 
 
 def test_the_next_turn_computes_what_is_new() -> None:

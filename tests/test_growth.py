@@ -46,7 +46,7 @@ def test_200_generations_leave_nothing_behind() -> None:
             assert not engine.pool.taken and not engine.pipe.in_flight and not engine.pipe.ops
             assert set(p.driver.held) == {"stage-0", "stage-1"}
             for main, *others in p.driver.held.values():
-                assert main == len(engine.cached) - 1 and set(others) == {-1}, f"generation {i}"
+                assert main == len(engine.slots[0].cached) - 1 and set(others) == {-1}, f"generation {i}"
             if i in (60, 200):
                 after[i] = resources(pids)
         for what, amount in after[200].items():

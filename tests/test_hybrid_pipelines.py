@@ -48,7 +48,7 @@ def test_one_text_in_every_mode_and_split(name: str, tmp_path: Path) -> None:
                 drawn, dead_too = conversation(pipeline, Sampling(seed=3))
                 texts.append([*greedy, *drawn])
                 cancelled += dead + dead_too
-                tip = len(pipeline.driver.engine.cached) - 1
+                tip = len(pipeline.driver.engine.slots[0].cached) - 1
                 assert pipeline.driver.held == {f"stage-{i}": (tip, -1) for i in range(stages)}
     assert all(text == texts[0] for text in texts), texts
     assert texts[0][0] != texts[0][3] and cancelled

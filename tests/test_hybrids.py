@@ -53,7 +53,7 @@ def test_every_accepted_row_has_the_bits_of_single_rows(name: str, tmp_path: Pat
             hybrid.turn(PROMPT, N)
         finally:
             hybrid.close()
-        stats = hybrid.engine.stats
+        stats = hybrid.engine.slots[0].stats
         print(
             f"{name}: {len(slices)} slices, width {rows}, {stats.accepted} accepted, {stats.rejected} rejected, "
             f"{stats.replayed} replayed, {hybrid.aborted} aborted, off by {max(hybrid.off):.2g}"

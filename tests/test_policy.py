@@ -238,7 +238,7 @@ def test_a_governor_can_be_told_to_let_go() -> None:
     def proposed(governor: bool) -> int:
         cluster = Cluster(world, curves, Settings(n_ctx=440, ablate=frozenset({"cancel"}), governor=governor))
         cluster.generate(world.text[:8], 400)
-        return cluster.engine.stats.proposed
+        return cluster.engine.slots[0].stats.proposed
 
     assert proposed(True) < 0.7 * proposed(False)
 
@@ -261,7 +261,7 @@ def test_a_run_is_awaited_at_the_next_stage_once_it_has_passed_one() -> None:
 def test_only_async_forks_and_only_for_a_likely_second_choice() -> None:
     def forks(mode: str, second: int, prob: float) -> bool:
         asked = Settings(mode=mode, branches=2, split=0.3, eog=frozenset({7}))
-        return Engine(asked, [CostCurve.linear(0.01)]).speculation.forks(second, prob)
+        return Engine(asked, [CostCurve.linear(0.01)]).slots[0].speculation.forks(second, prob)
 
     assert forks("async", 5, 0.4)
     assert not forks("sync", 5, 0.4) and not forks("async", 5, 0.2)

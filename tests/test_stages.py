@@ -65,7 +65,7 @@ def test_one_coordinator_after_another(pair: list[HandStage]) -> None:
             first = p.generate(PROMPT, max_tokens=24, sampling=GREEDY).wait()
             assert (first.text, text_of(p, PROMPT + " lived in")) == expected
             assert set(first.memory_mb) >= {"stage-0", "stage-1"}
-            assert p.driver.held == {f"stage-{i}": (len(p.driver.engine.cached) - 1, -1) for i in (0, 1)}
+            assert p.driver.held == {f"stage-{i}": (len(p.driver.engine.slots[0].cached) - 1, -1) for i in (0, 1)}
     assert pair[0].said.count("a coordinator has connected") >= 2
     assert all(s.process.poll() is None for s in pair)
 
@@ -111,7 +111,7 @@ def test_what_a_stranger_says_disturbs_nobody(pair: list[HandStage]) -> None:
         with Knock(pair[1].address) as knock:
             answer = knock.hello("stage", session="guessed")
             assert isinstance(answer, Refuse) and "session" in answer.reason
-            knock.link.send(RunHeader(2, "decode", (), (), 0))
+            knock.link.send(RunHeader(2, "decode", (), (), ()))
             knock.link.send(Cancel(tuple(range(1, 500))))
             knock.link._socket.send(b"\xc1 no message")
             assert isinstance(knock.next(), Refuse)
@@ -350,7 +350,7 @@ def test_stages_that_have_only_their_slices(tmp_path: Path) -> None:
             assert text_of(p) == expected
         assert not list(Path(cache).glob("slices/*"))
         assert until(lambda: is_free(stages[0]) and is_free(stages[1]), 3) < 3
-        with pytest.raises(UserError, match=r"\.gguf has layers .*, but this stage is asked for .*: .*--layers"):
+        with pytest.raises(UserError, match=r"\.gguf has layers .*, but this stage is asked for .*: .*the layers"):
             local(stages=[b, a], draft=None)
         assert until(lambda: is_free(stages[1]), 3) < 3
         with pytest.raises(UserError, match=r"other\.gguf \(a slice of another model"):

@@ -13,7 +13,7 @@ import pytest
 from pipeline_helpers import TARGET
 
 from pipeinfer_cpp.engine.run import Row
-from pipeinfer_cpp.engine.sequences import MAIN, Op, cp, rm
+from pipeinfer_cpp.engine.sequences import Op, cp, rm
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import lib
@@ -21,6 +21,7 @@ from pipeinfer_cpp.net.messages import ContextOptions, LoadSlice, ModelRef, RunH
 from pipeinfer_cpp.sampling import Sampling
 from pipeinfer_cpp.workers.slice_runner import Result, SliceRunner
 
+MAIN = 0
 WIDE = 64  # the widest run there is by default: a prompt chunk
 N_SEQ = 3
 
@@ -43,13 +44,13 @@ class Bench:
         )
         self.runner = SliceRunner(load, str(TARGET), lambda *_: None)
         self.ids = count(1)
-        self.execute(ops=[rm(MAIN, 0)], turn=TurnStart(Sampling(temp=0), (1,)))
+        self.execute(ops=[rm(MAIN, 0)], turns=(TurnStart(Sampling(temp=0), (1,)),))
 
     def header(
-        self, tokens: Any = (), pos: int = 0, seq: int = MAIN, ops: Any = (), turn: TurnStart | None = None
+        self, tokens: Any = (), pos: int = 0, seq: int = MAIN, ops: Any = (), turns: tuple[TurnStart, ...] = ()
     ) -> RunHeader:
         rows = tuple(Row(int(t), pos + i, seq, -1, -1, i == len(tokens) - 1) for i, t in enumerate(tokens))
-        return RunHeader(next(self.ids), "decode", tuple(ops), rows, 0, turn)
+        return RunHeader(next(self.ids), "decode", tuple(ops), rows, (), turns=turns)
 
     def execute(self, *args: Any, **more: Any) -> Result:
         return self.runner.execute(self.header(*args, **more), None)

@@ -32,7 +32,7 @@ def test_each_link_may_have_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wire", "sentence"), [("q5", "--wire q5 is not one of f32"), (["f16", "q8"], "--wire names 2 links, but 2 stages")]
+    ("wire", "sentence"), [("q5", "wire q5 is not one of f32"), (["f16", "q8"], "wire names 2 links, but 2 stages")]
 )
 def test_wrong_wires(wire: str | list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):

@@ -97,7 +97,7 @@ def chosen_settings(
     if options.ctx is not None and options.ctx > trained:
         raise UserError(f"--ctx-size {options.ctx} is more than the model was trained for ({trained}).")
     n_ctx = options.ctx or trained  # what fits is chosen when the machines are known
-    values.update(mode=mode, n_ctx=n_ctx, chunk=options.chunk, ablate=frozenset(options.ablate))
+    values.update(mode=mode, n_ctx=n_ctx, slots=options.slots, chunk=options.chunk, ablate=frozenset(options.ablate))
     notes = []
     if by_tune:
         shown = ", ".join(f"{name} {value}" for name, value in by_tune.items())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from pipeinfer_cpp.cluster import claims
+from pipeinfer_cpp.cluster.answer import Answer
 from pipeinfer_cpp.cluster.outbox import Outbox
 from pipeinfer_cpp.cluster.session import Peer
 from pipeinfer_cpp.cluster.slowdown import Slowdown
@@ -15,15 +16,17 @@ from pipeinfer_cpp.cluster.watch import PATROL, Notice, Watch, WorkerDied
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.cached import Past
-from pipeinfer_cpp.engine.engine import IDLE
+from pipeinfer_cpp.engine.run import Run
+from pipeinfer_cpp.engine.slot import IDLE, Slot
 from pipeinfer_cpp.errors import FormLost, PipeInferError, UserError
 from pipeinfer_cpp.net import messages as msg
 from pipeinfer_cpp.net.sockets import Link, Network, Selector, Wakeup, clock
 from pipeinfer_cpp.net.transit import Arrivals, LinkSpeed
-from pipeinfer_cpp.results import Tally, Token
-from pipeinfer_cpp.text import TextStream
+from pipeinfer_cpp.results import Tally
 from pipeinfer_cpp.trace import Trace
 
+REMEMBERED = 1024
+"""Runs of which it is known whose they are: more than can be under way."""
 DEADLINE = 6.0
 """A run that goes nowhere for so many times the patience with silence is given up, though all stages answer."""
 
@@ -60,10 +63,13 @@ class Driver:
         """What the stages' KV caches held at the end of the last turn: see messages.RunHeader."""
         self._wakeup = Wakeup(network.context, f"driver-{id(self)}")
         self._commands: deque[Callable[[], None]] = deque()
-        self._turn: Turn | None = None
+        self._answers: dict[int, Answer] = {}
+        """By slot: turns under way."""
         self.tally = Tally(0.0)
-        self._text = TextStream()
-        self._keep: int | None = None
+        """Of the turn that began last."""
+        self._runs: dict[int, Run] = {}
+        """The last that left."""
+        self._memory: dict[str, float] = {}
         self._lost = ""
         self._outbox = Outbox(self._stages, draft, self.trace)
         self._slowdown = Slowdown()
@@ -85,14 +91,15 @@ class Driver:
 
     # ------------------------------------------------------------------- called from other threads
 
-    def begin(self, turn: Turn) -> None:
-        self._command(lambda: self._begin(turn))
+    def begin(self, turn: Turn, before: Callable[[Slot], None] = lambda _slot: None) -> None:
+        """A turn begins in its slot; `before` does what must be done there first, in the driver's thread."""
+        self._command(lambda: self._begin(turn, before))
         if self.failure is not None:
             turn.end(self.failure)
 
     def cancel(self, turn: Turn) -> None:
         """End the turn and keep the conversation. Returns at once; finalisers call it, in any thread."""
-        self._command(lambda: self._feed(ev.Stop("cancelled")) if self._turn is turn else None)
+        self._command(lambda: self._stop(turn))
 
     def configure(self, settings: Settings) -> None:
         """Go on with other settings; only between turns. The cached conversation stays."""
@@ -101,24 +108,27 @@ class Driver:
             engine = Engine(settings, [CostCurve(c.points) for c in self._curves], hop=0.0002)
             engine.succeed(self.engine)
             if self._draft is None:
-                engine.drafts.lost()
+                engine.handle(ev.DraftLost(), clock())
             self.engine = engine
 
-        self._between_turns(change)
+        self._between_turns(change, lambda: self.engine.idle)
 
-    def forget(self) -> None:
-        """Compute the next prompt from its beginning; only between turns."""
-        self._between_turns(lambda: self.engine.forget())
+    def forget(self, slot: int) -> None:
+        """Compute the slot's next prompt from its beginning; only between its turns."""
+        self._between_turns(lambda: self.engine.slots[slot].forget(), lambda: self._rests(slot))
 
-    def recall(self, past: Past) -> None:
-        """The next prompt may go on this conversation; only between turns."""
-        self._between_turns(lambda: self.engine.recall(past))
+    def recall(self, slot: int, past: Past) -> None:
+        """The slot's next prompt may go on this conversation; only between its turns."""
+        self._between_turns(lambda: self.engine.slots[slot].recall(past), lambda: self._rests(slot))
 
-    def past(self) -> Past:
-        """The conversation so far; only between turns."""
+    def past(self, slot: int) -> Past:
+        """The slot's conversation so far; only between its turns."""
         said: list[Past] = []
-        self._between_turns(lambda: said.append(self.engine.past))
+        self._between_turns(lambda: said.append(self.engine.slots[slot].past), lambda: self._rests(slot))
         return said[0]
+
+    def _rests(self, slot: int) -> bool:
+        return self.engine.slots[slot].phase == IDLE
 
     def close(self) -> None:
         self._closing = True
@@ -127,13 +137,13 @@ class Driver:
             self._thread.join(2.0)
         self._wakeup.close()
 
-    def _between_turns(self, what: Callable[[], None]) -> None:
-        """Do it in the driver's thread, and return when it is done."""
+    def _between_turns(self, what: Callable[[], None], rests: Callable[[], bool]) -> None:
+        """Do it in the driver's thread, and return when it is done. Refused unless `rests`."""
         done = threading.Event()
         refused: list[PipeInferError] = []
 
         def attempt() -> None:
-            if self.engine.phase == IDLE:
+            if rests():
                 what()
             else:
                 refused.append(PipeInferError("This can only be done between generations."))
@@ -160,7 +170,7 @@ class Driver:
             while not self._closing:
                 now = clock()
                 timeout = min(PATROL, *(t - now for t in (self._wake, self._arrivals.next()) if t is not None), PATROL)
-                for member in selector.wait(timeout, self._active and self._turn is not None):
+                for member in selector.wait(timeout, self._active and bool(self._answers)):
                     if member is self._wakeup:
                         self._wakeup.drain()
                     else:
@@ -177,9 +187,9 @@ class Driver:
             raise PipeInferError("This pipeline was closed.")
         except BaseException as error:
             self.failure = error
-            if self._turn is not None:
-                self._turn.end(error)
-                self._turn = None
+            for answer in self._answers.values():
+                answer.turn.end(error)
+            self._answers.clear()
             while self._commands:
                 self._commands.popleft()()
 
@@ -208,10 +218,9 @@ class Driver:
                 self._believe(peer, claims.back(message, self.engine.pipe.in_flight, self._n_vocab))
                 self._lost = lost or self._lost
                 self._moved = clock()
-                self.tally.memory_mb.update(memory)
+                self._memory.update(memory)
                 self.held = held or self.held
-                if self._turn is not None and not dead:
-                    self._turn.read = max(self._turn.read, self._outbox.read_by(run))
+                self._read(run, dead)
                 if self.trace is not None:
                     self.trace.instant("coordinator", f"back {run}", clock(), run=run, dead=dead)
                 self._feed(ev.RunDone(run, () if dead else draws))
@@ -234,28 +243,58 @@ class Driver:
         if wrong is not None:
             raise WorkerDied(f"{stage.title} says what cannot be: {wrong}. This pipeline is ended; start it again.")
 
-    def _begin(self, turn: Turn) -> None:
-        if self.failure is not None or self._turn is not None:
+    def _begin(self, turn: Turn, before: Callable[[Slot], None]) -> None:
+        slot = self.engine.slots[turn.slot]
+        if self.failure is not None or slot.phase != IDLE:
             turn.end(self.failure or PipeInferError("Another generation is under way on this pipeline."))
             return
+        before(slot)
         now = clock()
-        self._turn, self.tally, self._text, self._keep = turn, Tally(now), TextStream(turn.stops), None
+        answer = self._answers[turn.slot] = Answer(turn, now, self._piece, self._outbox.other_bytes)
+        self.tally = answer.tally
+        self.tally.memory_mb = self._memory
         if self.draft_note:
             self.tally.warnings.append(self.draft_note)
+        self._start(turn)
+        if self._draft is not None and self.engine.worker.alive and self.engine.settings.mode != "off":
+            self._draft.link.send(msg.DraftTurn(turn.sampling, turn.slot))
+        self._feed(ev.Prompt(turn.prompt, turn.max_tokens, turn.goes_on, turn.slot, turn.owner), now)
+
+    def _start(self, turn: Turn, said: tuple[int, ...] = (), root: int = 0) -> None:
+        """The next run of the slot tells the sampler of its turn."""
         look_back = max(turn.sampling.repeat_last_n, 1)
-        self._outbox.begin(msg.TurnStart(turn.sampling, turn.prompt[-look_back:]), self.tally)
-        if self._draft is not None and self.engine.drafts.alive and self.engine.settings.mode != "off":
-            self._draft.link.send(msg.DraftTurn(turn.sampling))
-        self._feed(ev.Prompt(turn.prompt, turn.max_tokens, turn.goes_on), now)
+        self._outbox.begin(msg.TurnStart(turn.sampling, turn.prompt[-look_back:], turn.slot, said, root))
+
+    def _stop(self, turn: Turn) -> None:
+        answer = self._answers.get(turn.slot)
+        if answer is not None and answer.turn is turn:
+            self._feed(ev.Stop("cancelled", slot=turn.slot))
+
+    def _read(self, run: int, dead: bool) -> None:
+        """A run is back: of a prompt so much is read."""
+        about = self._runs.get(run)
+        if about is None or dead or about.kind != "prefill":
+            return
+        last = about.rows[-1]
+        if (answer := self._answers.get(last.slot)) is not None:
+            answer.turn.read = max(answer.turn.read, last.pos + 1)
+
+    def _shares(self, run: int) -> list[tuple[Tally, float]]:
+        """Whose decoding the run is, by share of its rows."""
+        about = self._runs.get(run)
+        if about is None or about.kind != "decode":
+            return []
+        rows = Counter(row.slot for row in about.rows)
+        return [(self._answers[s].tally, n / len(about.rows)) for s, n in rows.items() if s in self._answers]
 
     def _stage_ready(self, peer: Peer, ready: msg.StageReady) -> None:
         done = ready.outcome == "done"
         self._moved, self._passed[ready.stage] = clock(), ready.run
-        if ready.outcome == "aborted":
-            self.tally.aborted.add(ready.run)
-        if self._outbox.decodes(ready.run):
-            self.tally.link(ready.stage + 1, ready.bytes_out)
-            self.tally.busy[ready.stage] = self.tally.busy.get(ready.stage, 0.0) + ready.ended - ready.began
+        for tally, share in self._shares(ready.run):
+            if ready.outcome == "aborted":
+                tally.aborted.add(ready.run)
+            tally.link(ready.stage + 1, share * ready.bytes_out)
+            tally.busy[ready.stage] = tally.busy.get(ready.stage, 0.0) + share * (ready.ended - ready.began)
         if self.trace is not None:
             began, ended = ready.began - peer.offset, ready.ended - peer.offset
             name = f"run {ready.run}" + ("" if done else f" {ready.outcome}")
@@ -265,7 +304,7 @@ class Driver:
         self._feed(ev.StageReady(ready.stage, ready.run, ready.ended - ready.began if done else None))
 
     def _drafted(self, said: msg.Drafted) -> None:
-        self.tally.memory_mb["draft"] = said.memory_mb
+        self._memory["draft"] = said.memory_mb
         if self.trace is not None:
             self.trace.span("draft", f"draft {said.pos}", said.began, said.ended, path=said.path, prob=said.prob)
         seconds = said.ended - said.began
@@ -281,9 +320,9 @@ class Driver:
         for action in actions:
             if isinstance(action, ev.Emit):
                 self._emit(action)
-        if self._text.stopped and self._keep is None:
-            self._keep = len(self.tally.ids)
-            self._feed(ev.Stop("stop", self._keep))
+        for slot, answer in list(self._answers.items()):
+            if answer.stops_now():
+                self._feed(ev.Stop("stop", answer.keep, slot))
 
     def _carry_out(self, action: ev.Action) -> None:
         match action:
@@ -291,51 +330,45 @@ class Driver:
                 if len(self.engine.pipe) <= 1:
                     self._moved = clock()
                 self._sent = run.id
-                self._outbox.dispatch(run, len(self.engine.pipe))
+                self._runs[run.id] = run
+                if len(self._runs) > REMEMBERED:
+                    del self._runs[next(iter(self._runs))]
+                sent = self._outbox.dispatch(run, len(self.engine.pipe))
+                for tally, share in self._shares(run.id):
+                    tally.link(0, share * sent)
             case ev.Cancel(runs):
                 self._outbox.cancel(runs)
             case ev.Wake(at):
                 self._wake = at
-            case ev.Finish(reason):
-                self._finish(reason)
+            case ev.Finish(reason, slot):
+                self._finish(slot, reason)
+            case ev.Again(said, root, slot):
+                self._start(self._answers[slot].turn, said, root)
             case _:
                 self._outbox.order(action)
 
     def _emit(self, action: ev.Emit) -> None:
-        if self._turn is None or self._text.stopped:
-            return
-        ends = action.token in self._turn.stop_tokens
-        shown = self._text.stop() if ends else self._text.feed(self._piece(action.token))
-        now = clock()
-        self.tally.ids.append(action.token)
-        self.tally.times.append(now)
-        self.tally.texts.append(shown)
-        self._turn.put(Token(action.token, shown, action.logprob, action.origin))
-        if self.trace is not None:
+        answer, now = self._answers.get(action.slot), clock()
+        if answer is not None and answer.emit(action, now) and self.trace is not None:
             self.trace.instant("coordinator", "token", now, pos=action.pos, origin=action.origin)
 
-    def _finish(self, reason: str) -> None:
-        turn, engine = self._turn, self.engine
-        self._turn, self._wake = None, None
-        if turn is None:
+    def _finish(self, slot: int, reason: str) -> None:
+        answer, engine = self._answers.pop(slot, None), self.engine
+        if not self._answers:
+            self._wake = None
+        if answer is None:
             return
         if (slower := self._slowdown.look(engine.pipe.pace)) is not None:
-            self.tally.warnings.append(slower)
-        rest = self._text.finish()
-        self.tally.texts.append(rest)
-        if rest:
-            turn.put(Token(-1, rest, 0.0, "target"))
-        result = self.tally.result(
-            "stop" if self._text.stopped else reason,  # it may have been completed by the last token there was room for
-            engine.stats,
+            answer.tally.warnings.append(slower)
+        result = answer.finish(
+            reason,
+            engine.slots[slot].stats,
             mode=engine.settings.mode,
             stages=len(self._stages),
             exact=self.exact,
-            n_prompt=len(turn.prompt),
-            seed=turn.sampling.seed,
-            keep=self._keep,
+            other_bytes=self._outbox.other_bytes,
         )
-        turn.end(FormLost(self._lost) if reason == "form" else result)
+        answer.turn.end(FormLost(self._lost) if reason == "form" else result)
 
     def _patrol(self) -> None:
         for _, death in self._watch.look():
@@ -369,7 +402,8 @@ class Driver:
 
     def _lose_draft(self, reason: str) -> None:
         self.draft_note = f"The draft worker is gone, so this goes on without speculation ({reason.rstrip('.')})."
-        self.tally.warnings.append(self.draft_note)
+        for answer in self._answers.values():
+            answer.tally.warnings.append(self.draft_note)
         if self._draft is not None and self._draft in self._draft_watch.peers:
             self._draft_watch.lost(self._draft)
         self._draft = self._outbox.draft = None

@@ -10,7 +10,7 @@ import msgspec
 
 from pipeinfer_cpp.cluster.choices import chosen_layers, chosen_models, chosen_settings, trained_ctx
 from pipeinfer_cpp.cluster.fit import Fit, Machine
-from pipeinfer_cpp.engine.settings import DRAFT_SLOTS, Settings
+from pipeinfer_cpp.engine.settings import DRAFT_STATES, Settings
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, check_pair, needs_checkpoints, row_width, slice_plan
 from pipeinfer_cpp.gguf.needs import Model, Room
@@ -108,15 +108,32 @@ class Plan:
 
     def _stage_room(self, n_ctx: int, kv_type: str) -> Room:
         n, settings = len(self.ranges), replace(self.settings, n_ctx=n_ctx)
-        context = self._context(settings.kv_cells(n), settings.branches + 1)
-        return _room(context, kv_type, settings.max_rows, settings.slots(n))
+        context = self._stage_context(n_ctx)
+        return _room(context, kv_type, settings.max_rows, settings.slots * settings.states(n))
 
     def _draft_room(self, n_ctx: int) -> Room:
-        context = self._context(self._draft_cells(n_ctx), self.settings.branches + 1)
-        return _room(context, "f16" if context.kv_type == "auto" else context.kv_type, 1, DRAFT_SLOTS)
+        context = self._draft_context(n_ctx)
+        states = self.settings.slots * DRAFT_STATES
+        return _room(context, "f16" if context.kv_type == "auto" else context.kv_type, 1, states)
 
     def _draft_cells(self, n_ctx: int) -> int:
-        return n_ctx + self.settings.branches * (self.settings.max_ahead + 8)
+        of = self.settings
+        return of.slots * (n_ctx + of.branches * (of.max_ahead + 8))
+
+    @property
+    def _apart(self) -> bool:
+        """The slots' sequences have cells of their own."""
+        return self.settings.apart and self.settings.slots > 1
+
+    def _stage_context(self, n_ctx: int) -> ContextOptions:
+        settings = replace(self.settings, n_ctx=n_ctx)
+        cells = settings.kv_cells(len(self.ranges))
+        if self._apart:
+            return self._context(cells, settings.slots, apart=True)
+        return self._context(cells, settings.slots * settings.branches + 1)
+
+    def _draft_context(self, n_ctx: int) -> ContextOptions:
+        return self._context(self._draft_cells(n_ctx), self.settings.slots * self.settings.branches + 1)
 
     def meet(self, machines: Sequence[str], memories: Sequence[Memory | None]) -> None:
         """The stages that were started by hand run on these machines, which have so much memory: any on this
@@ -142,7 +159,7 @@ class Plan:
         if options.emulate is not None:
             stretches = [*options.emulate.stretches([end - first for first, end in self.ranges])]
             draft_stretch = Stretch(options.emulate.draft_ms / 1000)
-        context = self._context(self.settings.kv_cells(n), self.settings.branches + 1)
+        context = self._stage_context(self.settings.n_ctx)
         contexts = [context if machine is None else self._there(context, machines, machine) for machine in machines]
         model = ModelRef(str(self.target.path), self.target_hash, options.pair)
         orders: list[Message] = [
@@ -166,8 +183,10 @@ class Plan:
             for index, (first, end) in enumerate(self.ranges)
         ]
         if self.draft is not None:
-            context = self._context(self._draft_cells(self.settings.n_ctx), self.settings.branches + 1)
-            orders.append(LoadDraft(str(self.draft.path), context, tuple(sorted(eog)), draft_stretch))
+            context = self._draft_context(self.settings.n_ctx)
+            orders.append(
+                LoadDraft(str(self.draft.path), context, self.settings.slots, tuple(sorted(eog)), draft_stretch)
+            )
         return orders
 
     def _there(self, context: ContextOptions, machines: Sequence[str | None], machine: str) -> ContextOptions:
@@ -175,10 +194,12 @@ class Plan:
         sharing = self.share.processes if machine == machine_id() else list(machines).count(machine)
         return msgspec.structs.replace(context, threads=self.options.threads or 0, sharing=sharing)
 
-    def _context(self, cells: int, n_seq: int) -> ContextOptions:
+    def _context(self, cells: int, n_seq: int, apart: bool = False) -> ContextOptions:
         options = self.options
+        step = 256 * n_seq if apart else 256
         return ContextOptions(
-            n_ctx=-(-cells // 256) * 256,
+            n_ctx=-(-cells // step) * step,
+            apart=apart,
             n_seq=n_seq,
             chunk=options.chunk,
             kv_type=options.kv_type,

@@ -23,9 +23,11 @@ class Turn:
         stops: Sequence[str] = (),
         goes_on: bool = False,
         stop_tokens: frozenset[int] = frozenset(),
+        owner: str = "",
     ) -> None:
         self.prompt, self.max_tokens, self.sampling, self.stops = prompt, max_tokens, sampling, stops
-        self.goes_on, self.stop_tokens = goes_on, stop_tokens
+        self.goes_on, self.stop_tokens, self.owner = goes_on, stop_tokens, owner
+        self.slot = 0
         self.tokens: list[Token] = []
         self.result: Result | None = None
         self.error: BaseException | None = None

@@ -59,6 +59,8 @@ class Cached:
         """So many of the first tokens have cells on every stage."""
         self._begun: list[Span] = []
         """The spans of the turn under way, up to its prompt's end."""
+        self._prompt: Sequence[int] = ()
+        """Of the turn under way."""
 
     def recall(self, tokens: Sequence[int] = (), spans: Sequence[Span] = ()) -> None:
         """This was the conversation so far, of which the stages hold nothing."""
@@ -73,7 +75,7 @@ class Cached:
         `width`: rows of a run whose rows have the bits of rows alone. `reach(n)` is the last position up to n that
         the stages can go back to.
         """
-        n = len(prompt)
+        n, self._prompt = len(prompt), prompt
         common = _common(self.tokens, prompt[: n - 1])
         if not exact:
             base = kept = reach(min(common, self.held))
@@ -81,28 +83,46 @@ class Cached:
             if goes_on and common == len(self.tokens):
                 base = common
             else:
-                borders = self._borders(chunk) if goes_on else range(0, self._grid(chunk) + 1, chunk)
+                borders = self._borders(chunk) if goes_on else range(0, _grid(self.spans, chunk) + 1, chunk)
                 base = max((p for p in borders if p <= common), default=0)
-            again = [a for a, _ in self._ranges(base, chunk, 1)]
+            again = [a for a, _ in _ranges(self.spans, base, chunk, 1)]
             kept = next((p for p in (base, *reversed(again)) if p <= self.held and reach(p) == p), 0)
         self._begun = _joined([*_cut(self.spans, base), Span(base, n, False)], chunk)
-        ranges = [(a, b) for a, b in self._ranges(base, chunk, width, kept) if b > kept] if exact else []
+        ranges = [(a, b) for a, b in _ranges(self.spans, base, chunk, width, kept) if b > kept] if exact else []
         self.held = kept
         return kept, ranges + [(a, min(a + chunk, n)) for a in range(base, n, chunk)]
 
-    def end(self, tokens: Sequence[int]) -> None:
-        """The turn is over: the stages hold these. One that ended within its prompt leaves no trace but that
-        the stages hold less."""
-        read = self._begun[-1].end if self._begun else 0
+    def usable(self, prompt: Sequence[int], chunk: int, exact: bool, read: bool = False) -> int:
+        """How many of a prompt's first tokens another conversation, or a new one here, could take over. `read`: the
+        prompt of the turn under way is held, too."""
+        tokens: Sequence[int] = self.tokens
+        spans, held = self.spans, self.held
+        if read:
+            tokens, spans, held = self._prompt, self._begun, len(self._prompt)
+        common = min(_common(tokens, prompt[:-1]), held)
+        return min(common, _grid(spans, chunk)) // chunk * chunk if exact else common
+
+    def adopt(self, tokens: Sequence[int]) -> None:
+        """The stages hold these, computed in whole chunks from the beginning on."""
+        self.recall(tokens, [Span(0, len(tokens), False)] if tokens else [])
         self.held = len(tokens)
+
+    def again(self, n: int, chunk: int, width: int) -> list[tuple[int, int]]:
+        """The batches in which the first `n` tokens of the turn under way were computed, and its last ones will be:
+        the stages have lost them."""
+        read = self._begun[-1].end
+        spans = [*self._begun, Span(read, n, True)] if n > read else self._begun
+        self.held = 0
+        return list(_ranges(spans, n, chunk, width))
+
+    def end(self, tokens: Sequence[int], held: int | None = None) -> None:
+        """The turn is over: the stages hold these, or the first `held` of them. One that ended within its prompt
+        leaves no trace but that the stages hold less."""
+        read = self._begun[-1].end if self._begun else 0
+        self.held = len(tokens) if held is None else held
         if len(tokens) >= read:
             answer = [Span(read, len(tokens), True)] if len(tokens) > read else []
             self.tokens, self.spans = list(tokens), self._begun + answer
-
-    def _grid(self, chunk: int) -> int:
-        """So many of the first tokens were computed in whole chunks counted from the beginning."""
-        first = self.spans[0].end if self.spans and not self.spans[0].drawn else 0
-        return first - first % chunk
 
     def _borders(self, chunk: int) -> Iterator[int]:
         """Where chunks of the turns so far began or ended."""
@@ -110,14 +130,23 @@ class Cached:
             if not drawn:
                 yield from range(begin, end + 1, chunk)
 
-    def _ranges(self, end: int, chunk: int, width: int, begin: int = 0) -> Iterator[tuple[int, int]]:
-        """The batches that the first `end` tokens were computed in; of answers, what is left from `begin` on."""
-        for span in _cut(self.spans, end):
-            if span.drawn:
-                first = max(span.begin, begin)
-                yield from ((a, min(a + width, span.end)) for a in range(first, span.end, width))
-            else:
-                yield from ((a, min(a + chunk, span.end)) for a in range(span.begin, span.end, chunk))
+
+def _ranges(
+    spans: Sequence[Span], end: int, chunk: int, width: int, begin: int = 0
+) -> Iterator[tuple[int, int]]:
+    """The batches that the first `end` tokens were computed in; of answers, what is left from `begin` on."""
+    for span in _cut(spans, end):
+        if span.drawn:
+            first = max(span.begin, begin)
+            yield from ((a, min(a + width, span.end)) for a in range(first, span.end, width))
+        else:
+            yield from ((a, min(a + chunk, span.end)) for a in range(span.begin, span.end, chunk))
+
+
+def _grid(spans: Sequence[Span], chunk: int) -> int:
+    """So many of the first tokens were computed in whole chunks counted from the beginning."""
+    first = spans[0].end if spans and not spans[0].drawn else 0
+    return first - first % chunk
 
 
 def _cut(spans: Sequence[Span], end: int) -> list[Span]:

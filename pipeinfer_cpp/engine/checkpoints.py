@@ -9,24 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeinfer_cpp.engine.sequences import MAIN, Op, restore, rm, snapshot
+from pipeinfer_cpp.engine.sequences import Op, restore, rm, snapshot
 
 
 class Checkpoints:
-    """The states that every stage keeps of the canonical sequence, by position, in FIFO order with the headers.
+    """The states that every stage keeps of a slot's canonical sequence, by position, in FIFO order with the headers.
 
     `end` is where the state stands once all that was sent is computed. A position is pinned when a later
     turn may begin there; the others are given up once a run behind them is final.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seq: int = 0, first: int = 0) -> None:
+        """States have the numbers from `first` on."""
+        self._seq, self._first = seq, first
         self.end = 0
         self._kept: dict[int, int] = {}
-        """Position -> slot, ascending: a stage holds the state before the row of that position there."""
+        """Position -> number, ascending: of the state before the row of that position."""
         self._pinned: set[int] = set()
         self._free: list[int] = []
-        self.n_slots = 0
-        """So many states were kept at once so far."""
+        self.n_states = 0
+        """So many were kept at once so far."""
 
     def send(self, first: int, n: int, *, keep: bool = True, pin: bool = False) -> list[Op]:
         """A run of rows [first, first + n) leaves. Returns what goes before it."""
@@ -35,10 +37,10 @@ class Checkpoints:
             self._pinned.add(first)
         if not keep or first in self._kept or first == 0:
             return []
-        slot = self._free.pop() if self._free else self.n_slots
-        self.n_slots = max(self.n_slots, slot + 1)
-        self._kept[first] = slot
-        return [snapshot(slot, first)]
+        state = self._free.pop() if self._free else self._first + self.n_states
+        self.n_states = max(self.n_states, state + 1 - self._first)
+        self._kept[first] = state
+        return [snapshot(self._seq, state, first)]
 
     def rewind(self, n: int) -> tuple[list[Op], int]:
         """Everything sent behind the first `n` positions was wrong. Returns what takes the stages back, and
@@ -48,7 +50,7 @@ class Checkpoints:
         at = self.reach(n)
         self._drop([pos for pos in self._kept if pos > at])
         self.end = at
-        return [restore(self._kept[at], at) if at else rm(MAIN, 0)], at
+        return [restore(self._seq, self._kept[at], at) if at else rm(self._seq, 0)], at
 
     def reach(self, n: int) -> int:
         """The last position up to `n` that `rewind` can stand at without computing anything."""
@@ -67,6 +69,11 @@ class Checkpoints:
     @property
     def positions(self) -> Sequence[int]:
         return [*self._kept]
+
+    def lost(self) -> None:
+        """The stages hold nothing any more."""
+        self.end = 0
+        self._drop([*self._kept])
 
     def _drop(self, positions: Sequence[int]) -> None:
         for pos in positions:

@@ -15,12 +15,15 @@ LOST = -2
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A turn begins: the whole token list of the conversation so far. What the cache already holds of
-    it is kept. At most `max_tokens` are generated. `goes_on`: it is a further turn of the conversation before."""
+    """A turn of a slot begins: the whole token list of the conversation so far. What the cache already holds of
+    it is kept. At most `max_tokens` are generated. `goes_on`: it is a further turn of the conversation before.
+    `owner`: slots of one owner may use each other's cells where their prompts begin alike."""
 
     tokens: tuple[int, ...]
     max_tokens: int
     goes_on: bool = False
+    slot: int = 0
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +60,11 @@ class RunDone:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End the turn and keep the first `keep` generated tokens (None: all that were emitted)."""
+    """End a slot's turn and keep the first `keep` generated tokens (None: all that were emitted)."""
 
     reason: str
     keep: int | None = None
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,16 @@ class DraftLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """The stages are other ones now, and hold nothing: nothing that was under way comes back. Turns go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time asked for by Wake has come."""
 
 
-Event = Prompt | Drafted | StageReady | RunDone | Stop | DraftLost | Tick
+Event = Prompt | Drafted | StageReady | RunDone | Stop | DraftLost | Lost | Tick
 
 # --------------------------------------------------------------------------------------- actions
 
@@ -94,11 +103,12 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class DraftReset:
-    """Drop all draft paths; go on from the first `keep` tokens of the history plus `tokens`, as `path`."""
+    """Drop all draft paths of the slot; go on from the first `keep` tokens of its history plus `tokens`, as `path`."""
 
     path: int
     keep: int
     tokens: tuple[int, ...]
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +130,10 @@ class DraftDrop:
 
 @dataclass(frozen=True, slots=True)
 class DraftRoom:
-    """Draft up to and including position `pos` on every path."""
+    """Draft up to and including position `pos` on every path of the slot; -1: its turn is over."""
 
     pos: int
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +144,25 @@ class Emit:
     pos: int
     logprob: float
     origin: str
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The turn is over on every stage. `reason`: `stop` (end of generation), `length`, or the Stop's."""
+    """A slot's turn is over on every stage. `reason`: `stop` (end of generation), `length`, or the Stop's."""
 
     reason: str
+    slot: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What the stages lost of a slot's turn is computed again with the next runs: its samplers begin behind these
+    final tokens, the last of which is node `root`."""
+
+    said: tuple[int, ...]
+    root: int
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,4 +172,4 @@ class Wake:
     at: float
 
 
-Action = Dispatch | Cancel | DraftReset | DraftFork | DraftDrop | DraftRoom | Emit | Finish | Wake
+Action = Dispatch | Cancel | DraftReset | DraftFork | DraftDrop | DraftRoom | Emit | Finish | Again | Wake

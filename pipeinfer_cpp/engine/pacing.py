@@ -77,6 +77,10 @@ class Pace:
         for queue in self._queues:
             queue.pop(run, None)
 
+    def queue(self, stage: int) -> Sequence[int]:
+        """Runs that the stage has not passed on yet, in order."""
+        return [*self._queues[stage]]
+
     def clear(self) -> None:
         for queue in self._queues:
             queue.clear()

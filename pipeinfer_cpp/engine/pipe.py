@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
 from pipeinfer_cpp.engine.events import RunDone, StageReady
@@ -41,15 +41,27 @@ class Pipe:
     def n_stages(self) -> int:
         return len(self.pace.curves)
 
-    def send(self, kind: str, rows: Sequence[Row], final: int, now: float, *, speculative: bool = False) -> Run:
-        """The next run, with the operations that waited for it."""
-        run = Run(self._next, kind, tuple(self.ops), tuple(rows), final)
+    def send(
+        self,
+        kind: str,
+        rows: Sequence[Row],
+        finals: Sequence[tuple[int, int]],
+        now: float,
+        *,
+        slot: int = -1,
+        speculative: bool = False,
+    ) -> Run:
+        """The next run, with the operations that waited for it. `slot`: whose turn an `end` ends."""
+        run = Run(self._next, kind, tuple(self.ops), tuple(rows), tuple(finals), slot)
         self._next += 1
         self.ops.clear()
         # Chunks and `end` headers die with their turn, not with a row; rows without a node live with the root.
-        alive = sum(row.node >= 0 for row in rows) if kind == "decode" else 1
+        if kind == "decode":
+            live = dict(Counter(row.slot for row in rows if row.node >= 0))
+        else:
+            live = {slot if slot >= 0 else rows[0].slot: 1}
         free = not any(f.alive or not self._cancels for f in self.in_flight.values())
-        self.in_flight[run.id] = InFlight(run, speculative, now, alive, free)
+        self.in_flight[run.id] = InFlight(run, speculative, now, live, free)
         self.pace.sent(run.id, len(rows), now)
         self._tell(run.id, now, f"{kind} of {len(rows)} rows from {rows[0].pos if rows else '-'}")
         return run
@@ -79,15 +91,27 @@ class Pipe:
             self.pace.travelled(len(flight.run.rows), now - flight.sent)
         return flight
 
-    def lose(self, dead: Iterable[Node]) -> None:
-        """Rows of these nodes are worth nothing any more."""
+    def lose(self, dead: Iterable[Node], slot: int) -> None:
+        """Rows of these nodes of a slot are worth nothing any more."""
         for node in dead:
             if node.run in self.in_flight:
-                self.in_flight[node.run].alive -= 1
+                self.in_flight[node.run].live[slot] -= 1
 
-    def lose_all(self) -> None:
+    def lose_all(self, slot: int) -> None:
+        """All that is under way for the slot is worth nothing."""
         for flight in self.in_flight.values():
-            flight.alive = 0
+            flight.live.pop(slot, None)
+
+    def empty(self) -> None:
+        """Nothing of what is under way comes back, and no operation that waits is needed."""
+        self.in_flight.clear()
+        self.ops.clear()
+        self.pace.clear()
+
+    def chunks(self, stage: int | None = None) -> int:
+        """Prompt chunks under way; those that `stage` has not passed on yet."""
+        runs = self.in_flight if stage is None else self.pace.queue(stage)
+        return sum(self.in_flight[r].run.kind == "prefill" for r in runs if r in self.in_flight)
 
     def newly_dead(self, now: float) -> list[int]:
         """Runs to cancel, each returned once.

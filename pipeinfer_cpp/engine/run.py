@@ -17,21 +17,25 @@ class Row(NamedTuple):
     node: int
     parent: int
     draw: bool
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run header. `final` is the last final node: the sampler's checkpoint.
+    """A run header. `finals`: of each slot with rows in it the last final node, the sampler's checkpoint.
 
-    `kind` is `prefill` (a chunk of the prompt), `decode`, `replay` (rows behind a restored checkpoint, at a turn's
-    end), or `end` (operations only: the turn is over).
+    `kind` is `prefill` (a chunk of a prompt), `decode`, `replay` (rows behind a restored checkpoint, at a turn's
+    end), or `end` (operations only: the turn of `slot` is over). Rows of several slots share only `decode` runs.
     """
 
     id: int
     kind: str
     ops: tuple[Op, ...]
     rows: tuple[Row, ...]
-    final: int
+    finals: tuple[tuple[int, int], ...]
+    """(slot, node)"""
+    slot: int = -1
+    """Whose turn an `end` ends."""
 
 
 @dataclass(slots=True)
@@ -41,10 +45,15 @@ class InFlight:
     run: Run
     speculative: bool
     sent: float
-    alive: int
-    """Rows whose node is still live; the run is dead at 0."""
+    live: dict[int, int]
+    """By slot: rows whose node is still live."""
     free: bool = False
     """It left behind no run that it had to wait for."""
     cancelled: bool = False
     needs: frozenset[int] = frozenset()
     """Runs whose KV cells its rows build on: they cannot be skipped while this one is computed."""
+
+    @property
+    def alive(self) -> bool:
+        """Some row of it is still worth something."""
+        return any(self.live.values())

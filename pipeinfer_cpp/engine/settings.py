@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MODES = ("async", "sync", "off")
-DRAFT_SLOTS = 24
+DRAFT_STATES = 24
 """States that a draft worker keeps where its model's cannot be taken back in part."""
 TECHNIQUES = ("continuous", "multibuffer", "cancel", "draft-ahead")
 
@@ -20,6 +20,7 @@ class Settings:
     max_ahead: drafted tokens beyond the root. eog: token ids that end a generation. ablate: techniques
     switched off, see TECHNIQUES. governor: pause speculation where it does not pay.
     exact: a text does not depend on what was asked before, see `cached`.
+    slots: conversations at a time, each with a canonical sequence of its own, of n_ctx positions.
     checkpoints: the stages cannot remove a part of a sequence (recurrent and hybrid models, see `checkpoints`);
     needs branches = 1.
     """
@@ -40,6 +41,7 @@ class Settings:
     governor: bool = True
     exact: bool = False
     checkpoints: bool = False
+    slots: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -48,6 +50,8 @@ class Settings:
         if unknown:
             raise ValueError(f"technique {min(unknown)!r} is not one of {', '.join(TECHNIQUES)}")
 
+        if self.slots < 1:
+            raise ValueError("there is at least one slot")
         if self.checkpoints and self.branches > 1:
             raise ValueError("a state that is restored from checkpoints has one branch")
 
@@ -55,10 +59,16 @@ class Settings:
         return technique not in self.ablate
 
     def kv_cells(self, n_stages: int) -> int:
-        """KV cells a stage needs: the context, runs in flight, and side branches."""
-        return self.n_ctx + (3 * n_stages + 2) * self.max_rows + self.branches * self.max_ahead
+        """KV cells a stage needs: of each slot the context, runs in flight, and side branches."""
+        return self.slots * (self.n_ctx + (3 * n_stages + 2) * self.max_rows + self.branches * self.max_ahead)
 
-    def slots(self, n_stages: int) -> int:
-        """States that a stage keeps at most, with `checkpoints`: one for each run in flight and before the oldest,
-        and where the last turns began."""
+    def states(self, n_stages: int) -> int:
+        """States that a stage keeps of a slot at most, with `checkpoints`: one for each run in flight and before the
+        oldest, and where the last turns began."""
         return 3 * n_stages + 2 + 6
+
+    @property
+    def apart(self) -> bool:
+        """No sequence shares a KV cell with another: each slot has cells of its own, so that the bits of its rows do
+        not depend on where those of others lie."""
+        return self.branches == 1 or not self.on("multibuffer")

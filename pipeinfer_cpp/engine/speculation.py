@@ -12,12 +12,14 @@ from pipeinfer_cpp.engine.tree import Node, Tree
 
 
 class Speculation:
-    """The policy of the three modes. It decides, and sends nothing itself."""
+    """The policy of the three modes for one slot. It decides, and sends nothing itself."""
 
-    def __init__(self, settings: Settings, pipe: Pipe, drafts: Drafts) -> None:
+    def __init__(
+        self, settings: Settings, pipe: Pipe, drafts: Drafts, calibration: Calibration, governor: Governor
+    ) -> None:
+        """What the draft's confidence is worth and whether speculation pays is learnt by all slots together."""
         self._settings, self._pipe, self._pace, self._drafts = settings, pipe, pipe.pace, drafts
-        self.calibration = Calibration()
-        self.governor = Governor(lambda: pipe.pace.plain)
+        self.calibration, self.governor = calibration, governor
         self.cutoff = Cutoff(settings.cutoff, settings.recovery, settings.decay)
         self._look_again = 0.0
         """When drafts that were not sure enough are looked at again."""
@@ -27,18 +29,18 @@ class Speculation:
         governed = self.governor.speculate or not self._settings.governor
         return self._settings.mode != "off" and self._drafts.alive and governed
 
-    def root_run(self, tree: Tree, last_row: int, replay: int = 0) -> list[Node]:
-        """The run that carries the root, behind `replay` rows that are computed again, with the drafts known
-        below it; empty while it must wait."""
+    def root_run(self, tree: Tree, last_row: int, taken: int = 0) -> list[Node]:
+        """The root with the drafts known below it, for a run in which `taken` rows are others'; empty while it
+        must wait."""
         settings, root = self._settings, tree.root
         if not settings.on("multibuffer") and self._pipe.in_flight:
             return []  # one sequence: what is dead in it must be out of the pipe first
         if settings.mode == "async":
-            return self._select(tree, last_row, replay) if self.speculates else [root]
+            return self._select(tree, last_row, taken) if self.speculates else [root]
         if settings.mode == "off" or not self._drafts.alive:
             return [root]
         known = [node for node in root.subtree() if node.pos <= last_row]
-        whole = 1 + max(min(self._sync_length, last_row - root.pos, settings.max_rows - 1 - replay), 0)
+        whole = 1 + max(min(self._sync_length, last_row - root.pos, settings.max_rows - 1 - taken), 0)
         if len(known) < whole and known[-1].token not in settings.eog:
             return []  # the draft is not complete
         return [node for node in known if node.token not in settings.eog][:whole]
@@ -49,7 +51,7 @@ class Speculation:
             return [], None
         if not self._settings.on("continuous") and any(f.speculative for f in self._pipe.in_flight.values()):
             return [], None
-        early = self._pace.wait(1, now) - self._slack
+        early = self._pace.wait(1, now) - self.slack
         if early > 1e-6:
             return [], now + max(early, 1e-4)
         nodes = self._select(tree, last_row)
@@ -67,7 +69,7 @@ class Speculation:
             return None
         if now >= self._look_again:
             self.cutoff.refused()
-            self._look_again = now + max(self._drafts.interval or self._pace.bottleneck(1), 1e-3)
+            self._look_again = now + max(self._drafts.worker.interval or self._pace.bottleneck(1), 1e-3)
         return self._look_again
 
     def forks(self, second: int, prob: float) -> bool:
@@ -84,18 +86,18 @@ class Speculation:
             return root
         if not self._settings.on("draft-ahead"):
             waits = any(node is not tree.root for node in tree.frontier())
-            if waits or prefilling or self._pace.wait(1, now) > self._slack:
+            if waits or prefilling or self._pace.wait(1, now) > self.slack:
                 return root
             return min(max(node.pos for node in tree.root.subtree()) + 1, last_row)
         return min(root + self._drafts.ahead(self._pace.latency(1)), last_row)
 
-    def _select(self, tree: Tree, last_row: int, replay: int = 0) -> list[Node]:
+    def _select(self, tree: Tree, last_row: int, taken: int = 0) -> list[Node]:
         return select(
             tree.root,
             pace=self._pace,
             calibration=self.calibration,
             level=self.cutoff.level,
-            max_rows=self._settings.max_rows - replay,
+            max_rows=self._settings.max_rows - taken,
             last_row=last_row,
             eog=self._settings.eog,
         )
@@ -105,6 +107,6 @@ class Speculation:
         return min(self._settings.draft_max, self._settings.max_rows - 1)
 
     @property
-    def _slack(self) -> float:
+    def slack(self) -> float:
         """A run leaves this long before the slowest stage is free, so that it waits there and not the stage."""
         return max(0.001, 0.04 * self._pace.bottleneck(1))

@@ -26,8 +26,8 @@ class Node:
     """The draft's second choice at the same place, whether or not it stands in the tree; -1: not told."""
     depth: int = 0
     """Drafted tokens between it and the last token that the target gave itself."""
-    path: int = 0
-    """The draft path it came from."""
+    paths: list[int] = field(default_factory=list)
+    """The draft paths that guessed it."""
     run: int | None = None
     """The run it went out in."""
     draw: int | None = None
@@ -51,9 +51,10 @@ class Tree:
     """Verification is a walk from the root: a child that carries the root's draw becomes the root and
     its siblings die; if none does, everything below the root dies and the draw is the new root."""
 
-    def __init__(self, token: int, pos: int) -> None:
-        self._next = 1
-        self.root = Node(0, token, pos, seq=0, origin="prompt")
+    def __init__(self, token: int, pos: int, seq: int = 0) -> None:
+        """`seq`: the canonical sequence of its slot."""
+        self._next, self._main = 1, seq
+        self.root = Node(0, token, pos, seq, origin="prompt")
 
     def add(
         self,
@@ -66,10 +67,13 @@ class Tree:
         path: int = 0,
         second: int = -1,
     ) -> Node:
-        """Hang a guess under its parent."""
-        depth = parent.depth + 1
-        node = Node(self._take_id(), token, parent.pos + 1, seq, parent, parent.id, origin, prob, second, depth, path)
-        parent.children.append(node)
+        """Hang a guess under its parent. Equal guesses are one node: it knows who made them."""
+        node = parent.child(token)
+        if node is None:
+            depth = parent.depth + 1
+            node = Node(self._take_id(), token, parent.pos + 1, seq, parent, parent.id, origin, prob, second, depth)
+            parent.children.append(node)
+        node.paths.append(path)
         return node
 
     def accept(self, child: Node) -> list[Node]:
@@ -85,7 +89,7 @@ class Tree:
         """No child carries the draw: `token` is the new root. Returns the nodes that died."""
         dead = self.kill()
         old = self.root
-        self.root = Node(self._take_id(), token, old.pos + 1, seq=0, parent_id=old.id, origin="target")
+        self.root = Node(self._take_id(), token, old.pos + 1, self._main, parent_id=old.id, origin="target")
         return dead
 
     def kill(self) -> list[Node]:

@@ -12,7 +12,7 @@ def write_profile(path: Path, pipeline: Pipeline) -> None:
     """Measured cost curves of the stages, what the engine found the links to take, the draft's time."""
     engine = pipeline.driver.engine
     lines = ["# Measured by `pipeinfer bench --profile`.", "[emulate]"]
-    draft = engine.drafts.interval
+    draft = engine.worker.interval
     lines.append(f"draft_ms = {1000 * draft:.3f}" if draft else "draft_ms = 4.0")
     lines.append(f"link = {{ latency_ms = {1000 * engine.pipe.pace.hop:.3f} }}")
     for curve in engine.pipe.pace.curves:

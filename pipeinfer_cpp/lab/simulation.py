@@ -62,7 +62,7 @@ class Virtual:
             task.world, self.curves, settings, draft_s=self.draft_s, links=self.links, row_bytes=self.row_bytes
         )
         outcome = cluster.generate(task.world.text[: task.n_prompt], task.n_tokens)
-        stats, times = cluster.engine.stats, outcome.times
+        stats, times = cluster.engine.slots[0].stats, outcome.times
         gaps = np.diff(times) if len(times) > 1 else np.full(1, np.nan)
         return Measurement(
             kind="simulated",

@@ -21,39 +21,39 @@ _PARTIAL = 1
 
 
 class Checkpoints:
-    """The states of sequence `seq` of a context, by slot (any small number). A slot's memory is used again."""
+    """States of a context's sequences, by number (any small one). A number's memory is used again."""
 
-    def __init__(self, context: SliceContext, seq: int = 0) -> None:
-        self._context, self._seq = context, seq
-        self._slots: dict[int, tuple[NDArray[np.uint8], int]] = {}
+    def __init__(self, context: SliceContext) -> None:
+        self._context = context
+        self._states: dict[int, tuple[NDArray[np.uint8], int]] = {}
 
-    def save(self, slot: int) -> None:
-        """Keep the state as it is now."""
+    def save(self, state: int, seq: int = 0) -> None:
+        """Keep the sequence's state as it is now."""
         ctx = self._context.handle
-        if self._context.seq_span(self._seq)[1] < 0:
-            self._slots[slot] = np.empty(0, np.uint8), 0  # nothing yet: `restore` empties it
+        if self._context.seq_span(seq)[1] < 0:
+            self._states[state] = np.empty(0, np.uint8), 0  # nothing yet: `restore` empties it
             return
-        size = lib.llama_state_seq_get_size_ext(ctx, self._seq, _PARTIAL)
-        room = self._slots.get(slot, (np.empty(0, np.uint8), 0))[0]
+        size = lib.llama_state_seq_get_size_ext(ctx, seq, _PARTIAL)
+        room = self._states.get(state, (np.empty(0, np.uint8), 0))[0]
         if len(room) < size:
             room = np.empty(size, np.uint8)
-        got = lib.llama_state_seq_get_data_ext(ctx, as_pointer(room, ctypes.c_uint8), size, self._seq, _PARTIAL)
+        got = lib.llama_state_seq_get_data_ext(ctx, as_pointer(room, ctypes.c_uint8), size, seq, _PARTIAL)
         if got != size:
             raise PipeInferError(f"llama.cpp saved {got} of {size} bytes of its state: {log_text(3)}")
-        self._slots[slot] = room, size
+        self._states[state] = room, size
 
-    def restore(self, slot: int, pos: int) -> None:
+    def restore(self, state: int, pos: int, seq: int = 0) -> None:
         """The state as it was saved, and no attention cells from position `pos` on, where it was saved."""
-        room, size = self._slots[slot]
+        room, size = self._states[state]
         if not size:
-            self._context.seq_rm(self._seq, 0, -1)
+            self._context.seq_rm(seq, 0, -1)
             return
         ctx = self._context.handle
-        if lib.llama_state_seq_set_data_ext(ctx, as_pointer(room, ctypes.c_uint8), size, self._seq, _PARTIAL) != size:
+        if lib.llama_state_seq_set_data_ext(ctx, as_pointer(room, ctypes.c_uint8), size, seq, _PARTIAL) != size:
             raise PipeInferError(f"llama.cpp could not restore {size} bytes of its state: {log_text(3)}")
-        self._context.seq_rm(self._seq, pos, -1)
+        self._context.seq_rm(seq, pos, -1)
 
     @property
     def bytes(self) -> int:
-        """Of all slots."""
-        return sum(len(room) for room, _ in self._slots.values())
+        """Of all states."""
+        return sum(len(room) for room, _ in self._states.values())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ class SliceContext:
     states. What a slice is stands in its own metadata (see gguf.plan_keys). Rows are given one sequence id
     each, with consecutive positions in each sequence, at most `n_ubatch` rows at a time.
 
+    `apart`: each sequence has cells of its own, an n_seq_max-th of n_ctx, so that no bit of its rows depends on others.
+    Rows of several sequences are one batch then where they are those of consecutive ids, as many of each, in their
+    order: `batches` says which.
+
     `checkpointed`: its memory cannot give back a part of a sequence, see `llama.checkpoints`.
     """
 
@@ -49,6 +54,7 @@ class SliceContext:
         n_threads: int = 1,
         n_gpu_layers: int = 0,
         watched: bool = False,
+        apart: bool = False,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         """`progress` is called with the share of the file that is loaded, 0 to 1; what it raises ends the load."""
@@ -97,7 +103,7 @@ class SliceContext:
         params.offload_kqv = n_gpu_layers != 0
         params.op_offload = n_gpu_layers != 0
         params.no_perf = True
-        params.kv_unified = True  # partial seq_cp asserts without it
+        params.kv_unified = not apart  # without it a partial seq_cp ends the process
         params.swa_full = True  # a cache that slides cannot roll back
         params.abort_callback = self.abort.predicate
         params.abort_callback_data = self.abort.data
@@ -201,6 +207,21 @@ class SliceContext:
         if self._model:
             lib.llama_model_free(self._model)
             self._model = None
+
+
+def batches(seq: Sequence[int]) -> list[tuple[int, int]]:
+    """Rows of these sequences, each one's together, as ranges that a context whose sequences are `apart` computes as
+    one batch: of consecutive ids with as many rows each."""
+    runs = [(s, len(list(rows))) for s, rows in groupby(seq)]
+    ranges: list[tuple[int, int]] = []
+    at, last = 0, (-2, 0)
+    for s, n in runs:
+        if (s - 1, n) == last:
+            ranges[-1] = ranges[-1][0], at + n
+        else:
+            ranges.append((at, at + n))
+        at, last = at + n, (s, n)
+    return ranges
 
 
 def _first_positions(seq: NDArray[np.int32], pos: NDArray[np.int32]) -> dict[int, int]:

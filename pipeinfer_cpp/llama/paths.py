@@ -20,15 +20,16 @@ from pipeinfer_cpp.sampling import Sampling
 class PathSamplers:
     """Draws for rows of a tree of tokens, each with the state of the path that leads to it.
 
-    A node is an int, unique within a turn; the prompt's last token is node 0. A sampler is moved
-    along its path in place, cloned from the last final node where the path forks, and rebuilt from
+    A node is an int, unique within a turn; the prompt's last token is node 0, unless `begin` says otherwise.
+    A sampler is moved along its path in place, cloned from the last final node where the path forks, and rebuilt from
     there after a miss. Rows may be missing (a dead run brings none): what hangs below a row that
     never came is dead, as is what a grammar forbids. A stateless sampler keeps no books at all.
     """
 
-    def __init__(self, vocab: Any, n_vocab: int) -> None:
+    def __init__(self, vocab: Any, n_vocab: int, pieces: Pieces | None = None) -> None:
+        """`pieces`: the vocabulary's, where others have made them already."""
         self._vocab, self._n_vocab = vocab, n_vocab
-        self._pieces = Pieces(vocab, n_vocab)
+        self.pieces = pieces or Pieces(vocab, n_vocab)
         self._base: Sampler | None = None  # stands behind the last final node, the root
         self._root = 0
         self._awaited: int | None = None
@@ -39,14 +40,20 @@ class PathSamplers:
         self._helper: ThreadPoolExecutor | None = None  # finds out what is allowed, while the stage decodes
         self._helps: Future[None] | None = None
 
-    def begin(self, sampling: Sampling, prompt_tokens: Iterable[int]) -> None:
-        """Start a turn. `prompt_tokens` are all that the penalties shall see, node 0's token last.
+    def begin(
+        self, sampling: Sampling, prompt_tokens: Iterable[int], said: Iterable[int] = (), root: int = 0
+    ) -> None:
+        """Start a turn. `prompt_tokens` are all that the penalties shall see, node 0's token last; or go on with one
+        that has `said` some more already, up to node `root`.
 
         Raises UserError, and stays closed, for settings out of range or an invalid grammar.
         """
         self.close()
-        self._base = Sampler(self._vocab, self._n_vocab, sampling, pieces=self._pieces)
+        self._base = Sampler(self._vocab, self._n_vocab, sampling, pieces=self.pieces)
         self._base.feed_prompt(prompt_tokens)
+        self._root = root
+        for token in said:
+            self._base.accept(token)
         if (guide := self._base.guide()) is not None:
             self._help(guide.prepare)
 

@@ -14,7 +14,7 @@ from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sampling import Sampling
 
-PROTOCOL = 6
+PROTOCOL = 7
 WIRES = ("f32", "f16", "bf16", "q8", "q4")
 """Names of the codecs in `net.codecs`."""
 
@@ -92,6 +92,8 @@ class ContextOptions(msgspec.Struct, frozen=True):
     threads: int = 1
     gpu_layers: int = 0
     sharing: int = 1
+    apart: bool = False
+    """Each sequence has cells of its own, an n_seq-th of n_ctx."""
 
 
 class ModelRef(msgspec.Struct, frozen=True):
@@ -146,16 +148,22 @@ class LoadDraft(Message, frozen=True):
 
     path: str
     options: ContextOptions
+    slots: int
     eog: tuple[int, ...]
     stretch: Stretch | None = None
 
 
 class TurnStart(msgspec.Struct, frozen=True):
-    """What the sampler needs to begin a turn; rides on the turn's first run header."""
+    """What the sampler needs to begin a slot's turn; rides on the turn's first run header."""
 
     sampling: Sampling
     prompt: tuple[int, ...]
     """The prompt's last tokens: as many as the penalties look at."""
+    slot: int = 0
+    said: tuple[int, ...] = ()
+    """Final tokens behind it, of a turn that goes on after its stages were lost."""
+    root: int = 0
+    """The node of the last of all these tokens."""
 
 
 class RunHeader(Message, frozen=True):
@@ -165,8 +173,11 @@ class RunHeader(Message, frozen=True):
     kind: str
     ops: tuple[Op, ...]
     rows: tuple[Row, ...]
-    final: int
-    turn: TurnStart | None = None
+    finals: tuple[tuple[int, int], ...]
+    """Of each slot with rows in it the last final node: (slot, node)."""
+    slot: int = -1
+    """Whose turn an `end` ends."""
+    turns: tuple[TurnStart, ...] = ()
     dead: bool = False
     memory: dict[str, float] = {}
     """On an `end` header: resident megabytes by stage, added as it passes."""
@@ -193,9 +204,10 @@ class Cancel(Message, frozen=True):
 
 
 class DraftTurn(Message, frozen=True):
-    """A turn begins; the draft draws with the same noise as the target."""
+    """A slot's turn begins; the draft draws with the same noise as the target."""
 
     sampling: Sampling
+    slot: int = 0
 
 
 class DraftReset(Message, frozen=True):
@@ -204,6 +216,7 @@ class DraftReset(Message, frozen=True):
     path: int
     keep: int
     tokens: tuple[int, ...]
+    slot: int = 0
 
 
 class DraftFork(Message, frozen=True):
@@ -225,6 +238,7 @@ class DraftRoom(Message, frozen=True):
     """See engine.events.DraftRoom."""
 
     pos: int
+    slot: int = 0
 
 
 # ----------------------------------------------------------------------- a worker to the coordinator

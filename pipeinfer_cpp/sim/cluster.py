@@ -14,7 +14,7 @@ from itertools import islice
 
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.costs import CostCurve
-from pipeinfer_cpp.engine.engine import IDLE, Engine
+from pipeinfer_cpp.engine.engine import Engine
 from pipeinfer_cpp.engine.run import Run
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.engine.settings import Settings
@@ -62,8 +62,8 @@ class SimStage:
     def __init__(self, cluster: Cluster, index: int, curve: CostCurve) -> None:
         self.cluster, self.index, self.curve = cluster, index, curve
         self.kv: dict[int, dict[int, int]] = {}
-        self._slots: dict[int, list[int]] = {}
-        """By slot: what the recurrent state that was kept there has read."""
+        self._states: dict[int, list[int]] = {}
+        """By number: what the recurrent state that was kept has read."""
         self.dead: set[int] = set()
         self.busy = 0.0
         """Seconds of the turn that it computed."""
@@ -117,11 +117,11 @@ class SimStage:
         for op in ops:
             cells = self.kv.setdefault(op.seq, {})
             if op.kind == "snapshot":
-                self._slots[op.src] = list(cells.values())
+                self._states[op.src] = list(cells.values())
             elif op.kind == "restore":
-                assert len(self._slots[op.src]) == op.p0, f"stage {self.index}: {op} finds another state"
+                assert len(self._states[op.src]) == op.p0, f"stage {self.index}: {op} finds another state"
                 cells.clear()
-                cells.update(enumerate(self._slots[op.src]))
+                cells.update(enumerate(self._states[op.src]))
             elif op.kind == "rm":  # always to the end
                 while cells and next(reversed(cells)) >= op.p0:
                     cells.popitem()
@@ -135,7 +135,9 @@ class SimStage:
 
 @dataclass
 class Outcome:
-    """A simulated generation. Times are seconds of virtual time, from the prompt on."""
+    """A simulated generation. Times are seconds of virtual time, from its prompt on."""
+
+    began: float = 0.0
 
     tokens: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -173,7 +175,8 @@ class Cluster:
         self.engine = Engine(settings, [CostCurve(c.points) for c in curves], hop)
         self.stages = [SimStage(self, i, curve) for i, curve in enumerate(curves)]
         self.draft = SimDraft(self.clock, world, draft_s, settings.eog, lambda e: self._later(e))
-        self.outcome = Outcome()
+        self.outcomes = [Outcome() for _ in self.engine.slots]
+        """Of each slot's last turn."""
         self.aborted: set[int] = set()
         """Runs that died while a stage computed them."""
         self.bytes_sent = [0] * (len(curves) + 1)
@@ -184,21 +187,30 @@ class Cluster:
         """From the coordinator to stage 0, between stages, from the last one back."""
         self._news = [Transit(speed, seed) for seed, speed in enumerate(speeds[1:])]
         self._cancels = [Transit(speed, seed) for seed, speed in enumerate(speeds[:-1])]
-        self._start = 0.0
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of the first slot."""
+        return self.outcomes[0]
 
     def generate(self, prompt: Sequence[int], max_tokens: int) -> Outcome:
         """One turn, from the prompt to the end of its last header."""
-        self.outcome = Outcome()
+        return self.generate_all([prompt], max_tokens)[0]
+
+    def generate_all(self, prompts: Sequence[Sequence[int]], max_tokens: int, apart: float = 0.0) -> list[Outcome]:
+        """A turn in each of the first slots, each beginning `apart` seconds after the one before; to their ends."""
         self.aborted.clear()
         for stage in self.stages:
             stage.busy = 0.0
-        self._start = self.clock.now
-        self.feed(ev.Prompt(tuple(prompt), max_tokens))
-        while self.engine.phase != IDLE:
+        for slot, prompt in enumerate(prompts):
+            when = self.clock.now + slot * apart
+            self.outcomes[slot] = Outcome(began=when)
+            event = ev.Prompt(tuple(prompt), max_tokens, slot=slot)
+            self.clock.at(when, lambda event=event: self.feed(event))  # type: ignore[misc]
+        while not all(outcome.reason for outcome in self.outcomes[: len(prompts)]):
             if not self.clock.step():
-                raise AssertionError("nothing left to do, and the turn is not over")
-        self.outcome.seconds = self.clock.now - self._start
-        return self.outcome
+                raise AssertionError("nothing left to do, and a turn is not over")
+        return self.outcomes[: len(prompts)]
 
     def feed(self, event: ev.Event) -> None:
         for action in self.engine.handle(event, self.clock.now):
@@ -239,11 +251,13 @@ class Cluster:
                 for stage, link in zip(self.stages, self._cancels, strict=True):
                     self.clock.at(link.arrival(now, 8 * len(runs)), lambda s=stage: s.cancel(runs))  # type: ignore[misc]
             case ev.Emit():
-                self.outcome.tokens.append(action.token)
-                self.outcome.times.append(now - self._start)
-                self.outcome.origins.append(action.origin)
-            case ev.Finish(reason):
-                self.outcome.reason = reason
+                outcome = self.outcomes[action.slot]
+                outcome.tokens.append(action.token)
+                outcome.times.append(now - outcome.began)
+                outcome.origins.append(action.origin)
+            case ev.Finish(reason, slot):
+                self.outcomes[slot].reason = reason
+                self.outcomes[slot].seconds = now - self.outcomes[slot].began
             case ev.Wake(when):
                 self.clock.at(when, lambda: self.feed(ev.Tick()))
             case _:

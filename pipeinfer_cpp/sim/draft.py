@@ -20,34 +20,42 @@ class SimDraft:
     ) -> None:
         self._clock, self._world, self._seconds, self._eog, self._say = clock, world, seconds, eog, say
         self.paths: dict[int, list[int]] = {}
-        self._room = -1
+        self._slots: dict[int, int] = {}
+        """Of each path."""
+        self._room: dict[int, int] = {}
         self._working: int | None = None
         self._turn = 0
 
     def command(self, action: ev.Action) -> None:
         match action:
-            case ev.DraftReset(path, keep, tokens):
-                base = max(self.paths.values(), key=len, default=[])
-                self.paths = {path: base[:keep] + list(tokens)}
-                self._working = None
+            case ev.DraftReset(path, keep, tokens, slot):
+                own = [p for p in self.paths if self._slots[p] == slot]
+                base = max((self.paths.pop(p) for p in own), key=len, default=[])
+                self.paths[path], self._slots[path] = base[:keep] + list(tokens), slot
+                if self._working in own:
+                    self._working = None
             case ev.DraftFork(path, of, keep, token):
                 if of in self.paths:
-                    self.paths[path] = [*self.paths[of][:keep], token]
+                    self.paths[path], self._slots[path] = [*self.paths[of][:keep], token], self._slots[of]
             case ev.DraftDrop(paths):
                 for path in paths:
                     self.paths.pop(path, None)
-            case ev.DraftRoom(pos):
-                self._room = pos
+            case ev.DraftRoom(pos, slot):
+                self._room[slot] = pos
         self._go()
 
     def _go(self) -> None:
         if self._working is not None and self._working in self.paths:
             return
-        able = {p: t for p, t in self.paths.items() if len(t) <= self._room and t[-1] not in self._eog}
+        able = {
+            p: t
+            for p, t in self.paths.items()
+            if len(t) <= self._room.get(self._slots[p], -1) and t[-1] not in self._eog
+        }
         if not able:
             self._working = None
             return
-        path = min(able, key=lambda p: len(able[p]))
+        path = min(able, key=lambda p: len(able[p]) - self._room[self._slots[p]])
         self._working = path
         self._turn += 1
         turn = self._turn

@@ -201,7 +201,7 @@ class Compute:
             else:
                 self._post(back)
             return 16 + 12 * len(result.draws)
-        header = RunHeader(run.id, run.kind, run.ops, run.rows, run.final, run.turn, dead, memory, held, clock())
+        header = replace(run, dead=dead, memory=memory, held=held, sent=clock())
         if result.hidden is None:
             return self._following.send(header)
         wire = codec(self._load.wire_out, result.hidden.shape[1])

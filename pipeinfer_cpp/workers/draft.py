@@ -76,7 +76,7 @@ class Draft:
             case _:
                 self._orders.put(message)
                 if self._drafter is not None and isinstance(message, DraftReset | DraftDrop):
-                    self._drafter.interrupt()
+                    self._drafter.interrupt(message)
 
     def _post(self, message: Message) -> None:
         self._out.append(message)

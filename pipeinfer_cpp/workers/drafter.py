@@ -21,7 +21,6 @@ from pipeinfer_cpp.net.messages import (
     Message,
 )
 from pipeinfer_cpp.net.sockets import clock
-from pipeinfer_cpp.sampling import Sampling
 from pipeinfer_cpp.workers.draft_paths import DraftPaths, Path
 from pipeinfer_cpp.workers.lifeline import resident_mb
 
@@ -49,40 +48,44 @@ class Drafter:
             n_threads=options.threads,
             n_gpu_layers=options.gpu_layers,
         )
-        self._paths = DraftPaths(self._ctx, options.n_seq)
-        self._room = -1
-        self._sampling = Sampling()
-        self._sampler: Sampler | None = None
+        self._paths = DraftPaths(self._ctx, options.n_seq, load.slots)
+        self._room: dict[int, int] = {}
+        """By slot: positions up to which its paths may go."""
+        self._samplers: dict[int, Sampler] = {}
+        """By slot."""
         self._lock = threading.Lock()
-        self._computing = False
+        self._computing: tuple[int, int] | None = None
+        """Path and slot."""
         self._cut_short = threading.Event()
         self.loaded = Loaded({}, 1, options.kv_type, resident_mb(), options.threads)
 
-    def interrupt(self) -> None:
-        """The paths are about to change: what is being computed is worth nothing."""
+    def interrupt(self, order: DraftReset | DraftDrop) -> None:
+        """Paths are about to change: if the one that is computed is among them, that is worth nothing."""
         with self._lock:
-            if self._computing:
+            if self._computing is None:
+                return
+            path, slot = self._computing
+            if slot == order.slot if isinstance(order, DraftReset) else path in order.paths:
                 self._ctx.abort.set()
                 self._cut_short.set()
 
     def obey(self, order: Message) -> None:
         match order:
-            case DraftTurn(sampling):
-                if self._sampler is not None:
-                    self._sampler.close()
-                self._sampling = sampling
-                self._sampler = draft_sampler(self._ctx.vocab, self._ctx.n_vocab, sampling)
-            case DraftReset(path, keep, tokens):
-                self._paths.reset(path, keep, tokens)
+            case DraftTurn(sampling, slot):
+                if slot in self._samplers:
+                    self._samplers.pop(slot).close()
+                self._samplers[slot] = draft_sampler(self._ctx.vocab, self._ctx.n_vocab, sampling)
+            case DraftReset(path, keep, tokens, slot):
+                self._paths.reset(path, keep, tokens, slot)
             case DraftFork(path, of, keep, token):
                 self._paths.fork(path, of, keep, token)
             case DraftDrop(paths):
                 self._paths.drop(paths)
-            case DraftRoom(pos):
-                self._room = pos
+            case DraftRoom(pos, slot):
+                self._room[slot] = pos
 
     def step(self) -> Drafted | None:
-        """Extend the shortest path that has room by one token (or cache a chunk of its history).
+        """Extend the path that has most room left by one token (or cache a chunk of its history).
 
         None when nothing was drafted; `idle` tells whether there is more to do.
         """
@@ -98,7 +101,7 @@ class Drafter:
                 return None
             self._ctx.abort.clear()
             self._cut_short.clear()
-            self._computing = True
+            self._computing = number, path.slot
         try:
             return self._extend(number, path, chunk, whole, began)
         except Aborted:
@@ -107,24 +110,25 @@ class Drafter:
             return None
         finally:
             with self._lock:
-                self._computing = False
+                self._computing = None
 
     @property
     def idle(self) -> bool:
         return self._next() is None
 
     def close(self) -> None:
-        if self._sampler is not None:
-            self._sampler.close()
+        for sampler in self._samplers.values():
+            sampler.close()
         self._ctx.close()
 
     def _next(self) -> int | None:
         able = {
-            number: path
+            number: len(path.tokens) - self._room[path.slot]
             for number, path in self._paths.paths.items()
-            if len(path.tokens) <= self._room and (path.cached == 0 or path.tokens[-1] not in self._eog)
+            if len(path.tokens) <= self._room.get(path.slot, -1)
+            and (path.cached == 0 or path.tokens[-1] not in self._eog)
         }
-        return min(able, key=lambda number: len(able[number].tokens)) if able else None
+        return min(able, key=able.__getitem__) if able else None
 
     def _extend(self, number: int, path: Path, chunk: list[int], whole: bool, began: float) -> Drafted | None:
         n = len(chunk)
@@ -141,13 +145,12 @@ class Drafter:
         path.cached += n
         if not whole:
             return None
-        assert self._sampler is not None
-        sampler = self._sampler
+        sampler = self._samplers[path.slot]
         if not sampler.stateless:
             sampler = sampler.clone()
             sampler.feed_prompt(path.tokens)
         draw = sampler.sample(logits[0], len(path.tokens))
-        if sampler is not self._sampler:
+        if sampler is not self._samplers[path.slot]:
             sampler.close()
         said = Drafted(
             number,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeinfer_cpp.engine.slot import STATES
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.net.messages import RunHeader
 
-SLOTS = 1024
-"""Checkpoints have smaller numbers."""
 POSITIONS = 1 << 30
 """Positions are smaller, in any context."""
 
@@ -32,7 +31,7 @@ class Limits:
                 case "cp":
                     fits = op.seq in range(self.n_seq) and op.src in range(self.n_seq)
                 case "snapshot" | "restore":
-                    fits = self.checkpointed and op.src in range(SLOTS)
+                    fits = self.checkpointed and op.seq in range(self.n_seq) and op.src in range(STATES * self.n_seq)
                 case _:
                     fits = False
             if not (fits and 0 <= op.p0 < POSITIONS and -1 <= op.p1 < POSITIONS):
@@ -40,9 +39,10 @@ class Limits:
         if len(run.rows) > self.n_rows:
             raise PipeInferError(f"run {run.id} has {len(run.rows)} rows, and this stage takes {self.n_rows}")
         for row in run.rows:
-            if not (row.seq in range(self.n_seq) and row.pos in range(self.n_ctx) and row.token in range(self.n_vocab)):
+            ids = row.seq in range(self.n_seq) and row.slot in range(self.n_seq)
+            if not (ids and row.pos in range(self.n_ctx) and row.token in range(self.n_vocab)):
                 raise PipeInferError(f"run {run.id} has a row that cannot be: {tuple(row)}")
-        if run.turn is not None:
-            run.turn.sampling.check()
-            if not all(token in range(self.n_vocab) for token in run.turn.prompt):
+        for turn in run.turns:
+            turn.sampling.check()
+            if not all(token in range(self.n_vocab) for token in (*turn.prompt, *turn.said)):
                 raise PipeInferError(f"run {run.id} names tokens that this model does not have")

@@ -16,8 +16,9 @@ from pipeinfer_cpp.errors import FormLost, PipeInferError, UserError
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.gguf.needs import Model
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
-from pipeinfer_cpp.llama.context import Aborted, SliceContext
+from pipeinfer_cpp.llama.context import Aborted, SliceContext, batches
 from pipeinfer_cpp.llama.paths import PathSamplers
+from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.llama.selftest import WIDEST, bent, slice_seconds
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader
@@ -57,8 +58,10 @@ class SliceRunner:
         self._dead: set[int] = set()
         self._current = -1
         self._cut_short = threading.Event()
-        self._samplers = PathSamplers(context.vocab, context.n_vocab) if self.last else None
-        self._n_seq = options.n_seq
+        self._samplers: dict[int, PathSamplers] = {}
+        """By slot, on the last stage."""
+        self._pieces = Pieces(context.vocab, context.n_vocab) if self.last else None
+        self._n_seq, self._apart = options.n_seq, options.apart
         self._limits = Limits(
             options.n_seq, context.n_ctx, options.chunk, context.n_vocab, context.checkpointed
         )
@@ -95,8 +98,10 @@ class SliceRunner:
         self._limits.check(run)
         for op in run.ops:
             self._apply(op)
-        if run.turn is not None and self._samplers is not None:
-            self._samplers.begin(run.turn.sampling, run.turn.prompt)
+        for turn in run.turns if self.last else ():
+            if turn.slot not in self._samplers:
+                self._samplers[turn.slot] = PathSamplers(self._ctx.vocab, self._ctx.n_vocab, self._pieces)
+            self._samplers[turn.slot].begin(turn.sampling, turn.prompt, turn.said, turn.root)
         with self._lock:
             dead = run.dead or run.id in self._dead
             self._dead = {r for r in self._dead if r > run.id}
@@ -126,17 +131,17 @@ class SliceRunner:
             case "cp":
                 self._ctx.seq_cp(op.src, op.seq, op.p0, op.p1)
             case "snapshot":
-                self._checkpoints.save(op.src)
+                self._checkpoints.save(op.src, op.seq)
             case "restore":
-                self._checkpoints.restore(op.src, op.p0)
+                self._checkpoints.restore(op.src, op.p0, op.seq)
 
     def held(self) -> tuple[int, ...]:
         """The last cached position of each sequence id, -1 for an empty one."""
         return tuple(self._ctx.seq_span(seq)[1] for seq in range(self._n_seq))
 
     def close(self) -> None:
-        if self._samplers is not None:
-            self._samplers.close()
+        for samplers in self._samplers.values():
+            samplers.close()
         self._ctx.close()
 
     def _decode(self, run: RunHeader, payload: memoryview | None, began: float) -> Result:
@@ -153,30 +158,47 @@ class SliceRunner:
         wanted = np.array([r.draw for r in rows], np.int8) if self.last else None
         if hidden is not None and not _finite(hidden):
             raise PipeInferError(f"{_NOT_FINITE} in what came from the stage before it (run {run.id}); {_ADVICE}")
-        if self._samplers is not None:
-            self._samplers.look_ahead([(r.node, r.parent, r.token) for r in rows if r.draw])
-        out = self._ctx.decode(tokens, pos, seq, wanted, hidden)
-        if not _finite(out, logits=self._samplers is not None):
-            raise PipeInferError(f"it computed {_NOT_FINITE} (run {run.id}); {_ADVICE}")
-        if self._stretch:
-            left = began + self._stretch(len(rows)) - clock()
-            if left > 0 and self._cut_short.wait(left):
-                return self._undone(pos, seq, began)
-        if self._samplers is None:
-            return Result("done", began, clock(), hidden=out)
-        draws, lost = [], ""
-        for row, logits in zip((r for r in rows if r.draw), out, strict=True):
-            if self._cut_short.is_set():
-                return self._undone(pos, seq, began)
+        for slot, samplers in self._samplers.items():
+            samplers.look_ahead([(r.node, r.parent, r.token) for r in rows if r.draw and r.slot == slot])
+        drawn: list[tuple[int, float]] = []
+        outs: list[NDArray[np.float32]] = []
+        lost = ""
+        parts = batches(seq.tolist()) if self._apart else [(0, len(rows))]
+        for n, (a, b) in enumerate(parts):
             try:
-                draw = self._samplers.draw(row.node, row.parent, row.token, row.pos, logits)
-            except FormLost as error:
-                draws.append((LOST, 0.0))
-                lost = str(error)
+                out = self._ctx.decode(
+                    tokens[a:b],
+                    pos[a:b],
+                    seq[a:b],
+                    wanted[a:b] if wanted is not None else None,
+                    hidden[a:b] if hidden is not None else None,
+                )
+            except Aborted:
+                return self._undone(pos, seq, began)
+            if not _finite(out, logits=self.last):
+                raise PipeInferError(f"it computed {_NOT_FINITE} (run {run.id}); {_ADVICE}")
+            if self._stretch and n == len(parts) - 1:
+                left = began + self._stretch(len(rows)) - clock()
+                if left > 0 and self._cut_short.wait(left):
+                    return self._undone(pos, seq, began)
+            if not self.last:
+                outs.append(out)
                 continue
-            draws.append((draw.token, draw.logprob) if draw is not None else (-1, 0.0))
-        self._samplers.final(run.final)
-        return Result("done", began, clock(), draws=tuple(draws), lost=lost)
+            for row, logits in zip((r for r in rows[a:b] if r.draw), out, strict=True):
+                if self._cut_short.is_set():
+                    return self._undone(pos, seq, began)
+                try:
+                    draw = self._samplers[row.slot].draw(row.node, row.parent, row.token, row.pos, logits)
+                except FormLost as error:
+                    drawn.append((LOST, 0.0))
+                    lost = str(error)
+                    continue
+                drawn.append((draw.token, draw.logprob) if draw is not None else (-1, 0.0))
+        if not self.last:
+            return Result("done", began, clock(), hidden=outs[0] if len(outs) == 1 else np.concatenate(outs))
+        for slot, node in run.finals:
+            self._samplers[slot].final(node)
+        return Result("done", began, clock(), draws=tuple(drawn), lost=lost)
 
     def _undone(self, pos: NDArray[np.int32], seq: NDArray[np.int32], began: float) -> Result:
         """Cancelled behind its decode: its cells go, as after a decode that was aborted. A state that cannot be
@@ -244,6 +266,7 @@ class _Start:
                 flash_attn=options.flash_attn,
                 n_threads=options.threads,
                 n_gpu_layers=options.gpu_layers,
+                apart=options.apart,
                 progress=loading,
             )
         return self._context

@@ -1,0 +1,170 @@
+"""Several conversations over one pipeline: each says what it would say alone, and nothing of one is left in another."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from engine_driver import EOG, VOCABULARY, Chaos, ChaosWorld
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_engine_properties import Case, cases
+
+from pipeinfer_cpp.engine import CostCurve, EngineError, Settings
+from pipeinfer_cpp.engine import events as ev
+
+SLOTS = 3
+
+
+def chaos_of(case: Case, **changes: object) -> Chaos:
+    asked = replace(case.settings, slots=SLOTS, **changes)  # type: ignore[arg-type]
+    world = ChaosWorld(case.seed, case.acceptance, case.eog_share)
+    return Chaos(world, asked, [CostCurve.linear(*c) for c in case.curves], random.Random(case.seed))
+
+
+def check(chaos: Chaos, slot: int) -> None:
+    """What must hold when the slot's turn is over, whatever the others do."""
+    told, engine = chaos.told[slot], chaos.engine
+    final, whole = [*told.prompt, *told.emitted], chaos.world.text(told.prompt, told.max_tokens, engine.settings.n_ctx)
+    assert final == (whole if told.finished != "cancelled" else whole[: len(final)])
+    kept = engine.slots[slot].turn.tokens
+    paths = {tuple(kept[:n]) for n in range(len(told.prompt), len(kept))}
+    assert max(Counter(path for _, path in told.carried if path in paths).values(), default=1) == 1
+    stats = engine.slots[slot].stats
+    assert stats.proposed == stats.accepted + stats.rejected + stats.wasted
+    assert min(stats.proposed, stats.accepted, stats.rejected, stats.wasted) >= 0
+
+
+def at_rest(chaos: Chaos) -> None:
+    """Every stage holds the slots' canonical sequences, and nothing else."""
+    engine = chaos.engine
+    assert not engine.pool.taken and not engine.pipe.in_flight
+    for stage in chaos.stages:
+        for slot in engine.slots:
+            own = {c.pos: c.token for c in stage.cells if slot.number in c.seqs}
+            assert [own[p] for p in sorted(own)] == slot.cached and sorted(own) == list(range(len(own)))
+            assert not stage.recurrent or stage.states.get(slot.number, ()) == tuple(slot.cached)
+        assert all(c.seqs <= set(range(SLOTS)) for c in stage.cells)
+        assert stage.peak <= engine.settings.kv_cells(len(chaos.stages))
+
+
+def converse(chaos: Chaos, rng: random.Random, turns: int, max_tokens: int, *, lose: float = 0.0) -> None:
+    """Turns begin and are stopped in any slot at any time. Prompts begin alike, or go on."""
+    engine, n_ctx = chaos.engine, chaos.engine.settings.n_ctx
+    system = [rng.randrange(1, VOCABULARY) for _ in range(rng.randrange(1, n_ctx))]
+    running: set[int] = set()
+    steps = 0
+    while turns or running:
+        steps += 1
+        assert steps < 40_000, "the turns do not end"
+        idle = [i for i in range(SLOTS) if i not in running]
+        if turns and idle and (not running or rng.random() < 0.05):
+            slot, turns = rng.choice(idle), turns - 1
+            before = engine.slots[slot].turn.tokens
+            goes_on = bool(before) and rng.random() < 0.5
+            begin = before[: rng.randrange(1, len(before) + 1)] if goes_on else system[: rng.randrange(len(system) + 1)]
+            prompt = [*begin[: n_ctx - 3], *(rng.randrange(1, VOCABULARY) for _ in range(2))]
+            chaos.begin(slot, prompt, rng.randrange(1, max_tokens + 1), goes_on, owner=rng.choice(("", "a", "b")))
+            running.add(slot)
+        elif running and rng.random() < 0.01:
+            chaos.stop(rng.choice([*running]), rng.choice((None, 1, 3)))
+        elif running and rng.random() < lose:
+            chaos.lose()
+        elif running:
+            chaos.step()
+        for slot in [s for s in running if chaos.told[s].finished]:
+            running.remove(slot)
+            check(chaos, slot)
+    at_rest(chaos)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(cases(), st.booleans())
+def test_conversations_do_not_disturb_each_other(case: Case, exact: bool) -> None:
+    converse(chaos_of(case, exact=exact), random.Random(case.seed), 7, min(case.max_tokens, 15))
+
+
+@settings(max_examples=500, deadline=None)
+@given(cases(), st.booleans())
+def test_turns_go_on_when_all_stages_were_lost(case: Case, exact: bool) -> None:
+    converse(chaos_of(case, exact=exact), random.Random(case.seed), 5, min(case.max_tokens, 15), lose=0.005)
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases())
+def test_in_exact_mode_the_batch_of_a_row_depends_on_its_own_conversation_alone(case: Case) -> None:
+    """Of a prompt, (chunk that a position was computed in) is a function of the prompt, also where it was copied."""
+    chaos = chaos_of(case, exact=True)
+    chunk = case.settings.chunk
+    computed: list[dict[int, tuple[int, int]]] = [{} for _ in range(SLOTS)]
+    carry_out = chaos._carry_out
+
+    def watch(action: ev.Action) -> None:
+        if isinstance(action, ev.Dispatch):
+            for op in action.run.ops:
+                if op.kind == "cp" and op.seq < SLOTS and op.src < SLOTS:
+                    computed[op.seq] = dict(computed[op.src])
+            if action.run.kind == "prefill":
+                rows = action.run.rows
+                computed[rows[0].slot].update({row.pos: (rows[0].pos, rows[-1].pos + 1) for row in rows})
+        carry_out(action)
+
+    chaos._carry_out = watch  # type: ignore[method-assign]
+    rng = random.Random(case.seed)
+    system = [rng.randrange(1, VOCABULARY) for _ in range(case.settings.n_ctx // 2)]
+    for _ in range(6):
+        slot = rng.randrange(SLOTS)
+        tail = [rng.randrange(1, VOCABULARY) for _ in range(rng.randrange(1, 3))]
+        prompt = [*system[: rng.randrange(len(system) + 1)], *tail][-(case.settings.n_ctx - 1) :]
+        chaos.begin(slot, prompt, 3, owner="a")
+        while not chaos.told[slot].finished:
+            chaos.step()
+        n = len(prompt)
+        if not case.settings.checkpoints:
+            expected = [(p - p % chunk, min(p - p % chunk + chunk, n)) for p in range(n)]
+            assert [computed[slot][p] for p in range(n)] == expected
+
+
+def test_what_begins_alike_is_copied_for_one_owner_alone() -> None:
+    asked = Settings("off", n_ctx=64, chunk=4, exact=True, slots=2)
+    prompt = [1, 2, 3, 4, 5, 6, 1, 2, 3]
+    for owners, rows in ((("a", "a"), 3), (("a", "b"), 11), (("", ""), 11)):
+        chaos = Chaos(ChaosWorld(1, 1.0, 0.0), asked, [CostCurve.linear(0.02)] * 2, random.Random(1))
+        chaos.begin(0, prompt, 4, owner=owners[0])
+        while not chaos.told[0].finished:
+            chaos.step()
+        chaos.begin(1, [*prompt, 4, 4], 1, owner=owners[1])
+        while not chaos.told[1].finished:
+            chaos.step()
+        assert chaos.engine.slots[1].stats.rows == rows, owners
+        at = [sorted(c.pos for c in stage.cells if 1 in c.seqs) for stage in chaos.stages]
+        assert at == [list(range(11))] * 2
+
+
+def mix_up_slots(chaos: Chaos) -> None:
+    """A copy takes one cell too many of the other conversation."""
+    for slot in chaos.engine.slots:
+        original = slot.cache.adopt
+        slot.cache.adopt = lambda tokens, original=original: original([*tokens, 1])  # type: ignore[method-assign, misc]
+
+
+def lose_all_of_everyone(chaos: Chaos) -> None:
+    """The end of one turn kills the others' runs."""
+    pipe = chaos.engine.pipe
+    pipe.lose_all = lambda slot: [f.live.clear() for f in pipe.in_flight.values()] and None  # type: ignore
+
+
+@pytest.mark.parametrize("break_it", [mix_up_slots, lose_all_of_everyone])
+def test_the_driver_finds_what_is_wrong_between_slots(break_it: Callable[[Chaos], None]) -> None:
+    for seed in range(30):
+        asked = Settings("async", n_ctx=40, chunk=3, max_rows=4, slots=SLOTS, eog=frozenset({EOG}))
+        chaos = Chaos(ChaosWorld(seed, 0.7, 0.0), asked, [CostCurve.linear(0.02)] * 3, random.Random(seed))
+        break_it(chaos)
+        try:
+            converse(chaos, random.Random(seed), 7, 15)
+        except (AssertionError, EngineError, KeyError, ValueError, IndexError):
+            return
+    pytest.fail("no run showed the fault")
