@@ -14,6 +14,10 @@ class ReaderLeft(Exception):
     """Whoever read our output has gone. Not a BrokenPipeError, of which typer makes an end of its own."""
 
 
+class Stopped(Exception):
+    """Ctrl-C. As a KeyboardInterrupt typer would make it a code that a command may have chosen itself."""
+
+
 class Group(TyperGroup):
     """The whole command. Its help names the commands in the groups of `PANELS`."""
 
@@ -28,6 +32,8 @@ class Group(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise ReaderLeft from None
+        except KeyboardInterrupt:
+            raise Stopped from None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         lines = [f"Usage: {ctx.command_path} COMMAND [OPTIONS]", ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -58,6 +59,7 @@ class Chain:
 
     def __init__(self, source: Source, n_stages: int, n_ctx: int, threads: int, report: Report) -> None:
         self._contexts: list[SliceContext] = []
+        self._thread = ThreadPoolExecutor(1)  # Ctrl-C is lost where it meets the main thread in a callback
         self.max_hidden = 0.0
         ranges, _ = fit_split(source, even_split(source.n_layers, n_stages))
         prove(source, ranges)
@@ -85,7 +87,7 @@ class Chain:
                     else:
                         chosen = codec(wire, self.width)
                         x = chosen.decode(chosen.encode(x), n, self.width)
-                x = context.decode(ids, pos, seq, hidden=x)
+                x = self._thread.submit(context.decode, ids, pos, seq, hidden=x).result()
             assert x is not None
             out.append(x[max(0, begin - a) :].astype(np.float32))
         return np.concatenate(out)
@@ -98,7 +100,7 @@ class Chain:
             ids, pos, seq = np.array(text[-1:], np.int32), np.array([len(text) - 1], np.int32), np.zeros(1, np.int32)
             x: NDArray[np.float32] | None = None
             for context in self._contexts:
-                x = context.decode(ids, pos, seq, hidden=x)
+                x = self._thread.submit(context.decode, ids, pos, seq, hidden=x).result()
             assert x is not None
             token = int(x[0].argmax())
             if token in eog:
@@ -107,6 +109,7 @@ class Chain:
         return text
 
     def close(self) -> None:
+        self._thread.shutdown()
         for context in self._contexts:
             context.close()
 
