@@ -14,6 +14,7 @@ from tiny_models import Tiny, build
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source
+from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.proof.vocabulary import check_vocabulary
 
 Spoil = Callable[[GGUFWriter], None]
@@ -81,3 +82,19 @@ def test_a_good_one_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     other = Source.open(build(tmp_path / "other.gguf", Tiny(extra_tokens=1)))
     with pytest.raises(FileNotFoundError):
         check_vocabulary(other)
+
+
+def adds_start(writer: GGUFWriter) -> None:
+    _set(writer, "add_bos_token", True)
+
+
+def test_a_prompt_that_brings_its_own_start_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = odd(tmp_path / "begins.gguf", monkeypatch, adds_start)
+    with Pipeline.local(target=path, stages=1) as pipeline:
+        start = pipeline.vocabulary.name(pipeline.vocabulary.bos)
+        own, plain = (pipeline.generate(text, max_tokens=4).wait() for text in (start + "and the", "and the"))
+        assert own.n_prompt == plain.n_prompt and not plain.warnings
+        assert own.warnings == ["The prompt begins with the model's start token itself and gets no second one."]
+        command = [sys.executable, "-m", "pipeinfer_cpp", "generate", "--raw", "--target", str(path), "--stages", "1"]
+    done = subprocess.run([*command, "-n", "2", start + "and the"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "Note: The prompt begins with the model's start token itself" in done.stderr

@@ -65,6 +65,8 @@ def _matcher() -> Any:
 def _checked(text: str, kind: str) -> str:
     wrong, messages = _matcher().validate_grammar_with_warnings(text)
     if not wrong:
+        if not any("no tokenizer" in warning for warning in messages):
+            _begin(text, kind)
         return text
     if messages[0].startswith('Unimplemented keys: ["uniqueItems"]'):
         raise UserError(
@@ -78,6 +80,18 @@ def _checked(text: str, kind: str) -> str:
             'invalid JSON schema: "oneOf" cannot be kept where one text may fit several of its schemas; use "anyOf".'
         )
     raise UserError(f"invalid {kind}: {reason(messages[0])}.")
+
+
+def _begin(text: str, kind: str) -> None:
+    """Go to where it begins, with bytes as tokens. Raises UserError where llguidance cannot, or where nothing fits."""
+    from llguidance import LLTokenizer
+
+    matcher = _matcher()(LLTokenizer("byte"), text, log_level=0)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        said = reason(matcher.get_error())
+        raise UserError(f"invalid {kind}: {'no text fits it' if said == 'NoExtensionBias' else said}.")
 
 
 def _from_schema(text: str) -> str:
