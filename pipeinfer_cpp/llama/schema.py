@@ -133,6 +133,14 @@ def _prepare(part: dict[str, Any]) -> None:
         part.pop("format", None)
     if part.get("pattern") == _DECIMAL:
         part["pattern"] = r"^[+-]?(\d+\.?\d*|\.\d+)$"
+    names = part.get("propertyNames")
+    if isinstance(names, dict) and not part.keys() & {"properties", "patternProperties"}:  # dict[Literal[...], T]
+        listed = names.get("enum", [names["const"]] if "const" in names else None)
+        if isinstance(listed, list) and names.keys() <= {"enum", "const", "type", "title"}:
+            del part["propertyNames"]
+            value = part.get("additionalProperties", True)
+            part["properties"] = {name: value for name in listed if isinstance(name, str)}
+            part["additionalProperties"] = False
     for key in _FORGOTTEN & part.keys():
         raise UserError(f'invalid JSON schema: "{key}" cannot be kept while a text is written; leave it out.')
     least = part.get("minProperties", 0)
