@@ -55,8 +55,8 @@ class Line:
             self.rest("This conversation generates one text at a time")
             if self.turn is not None and self.turn.result is not None:
                 self._last = self.turn.result
-            self.turn = turn
             turn.slot, others = pipeline.seats.take(self, turn)
+            self.turn = turn
             pipeline.driver.begin(turn, lambda slot: self._move_in(slot, others))
         return Generation(turn, pipeline.driver.cancel, reading)
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeinfer_cpp.cli.signals import ending_on_signals
-from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.errors import PipeInferError, UserError, naming_options
 from pipeinfer_cpp.lab.clusters import load_cluster
 from pipeinfer_cpp.net.transit import LinkSpeed
 
@@ -95,13 +95,14 @@ def parsed() -> argparse.Namespace:
 def main() -> int:
     args = parsed()
     try:
-        with ending_on_signals():
+        with ending_on_signals(), naming_options():
             if args.bytes:
                 show_bytes(args)
             else:
                 show_cluster(args)
     except PipeInferError as error:
-        print(error, file=sys.stderr)
+        with naming_options():
+            print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from engine_driver import EOG, VOCABULARY, Chaos, ChaosWorld
@@ -15,6 +16,8 @@ from test_engine_properties import Case, cases
 
 from pipeinfer_cpp.engine import CostCurve, EngineError, Settings
 from pipeinfer_cpp.engine import events as ev
+from pipeinfer_cpp.sim.cluster import Cluster
+from pipeinfer_cpp.sim.worlds import independent
 
 SLOTS = 3
 
@@ -168,3 +171,47 @@ def test_the_driver_finds_what_is_wrong_between_slots(break_it: Callable[[Chaos]
         except (AssertionError, EngineError, KeyError, ValueError, IndexError):
             return
     pytest.fail("no run showed the fault")
+
+
+def together(n: int, mode: str, acceptance: float = 0.7, further: float = 0.3) -> tuple[float, list[float]]:
+    """Simulated: tokens per second of `n` conversations on four equal stages, and each one's seconds a token."""
+    world = independent(2000, acceptance)
+    asked = Settings(mode, n_ctx=400, slots=n, max_rows=8, exact=True)
+    cluster = Cluster(world, [CostCurve.linear(0.02, further * 0.02)] * 4, asked, draft_s=0.004, hop=0.0005)
+    outcomes = cluster.generate_all([world.text[: 8 + i] for i in range(n)], 200)
+    began = min(o.began + o.times[0] for o in outcomes)
+    ended = max(o.began + o.times[-1] for o in outcomes)
+    return 200 * n / (ended - began), [1 / o.tokens_per_s for o in outcomes]
+
+
+@pytest.mark.parametrize("acceptance", [0.4, 0.8])
+def test_more_conversations_are_more_tokens_per_second(acceptance: float) -> None:
+    off, _ = together(1, "off")
+    speeds = {}
+    for n in (1, 2, 4, 8, 16):
+        speeds[n], latencies = together(n, "async", acceptance)
+        assert max(latencies) < 2 * sum(latencies) / n
+    assert all(later > 0.99 * sooner for sooner, later in pairwise(speeds.values())), speeds
+    assert speeds[8] > 3.5 * off
+
+
+def test_a_slot_alone_is_as_fast_as_an_engine_of_one() -> None:
+    world = independent(400, 0.7)
+    speeds = []
+    for slots in (1, 4):
+        asked = Settings("async", n_ctx=400, slots=slots, max_rows=8)
+        cluster = Cluster(world, [CostCurve.linear(0.02, 0.006)] * 4, asked, draft_s=0.004, hop=0.0005)
+        speeds.append(cluster.generate(world.text[:8], 200).tokens_per_s)
+    assert speeds[0] == pytest.approx(speeds[1])
+
+
+def test_a_long_prompt_stalls_nobody() -> None:
+    """While one reads 640 tokens in chunks of 0.2 s, the others' tokens come no more than a chunk apart, and a bit."""
+    world = independent(2000, 0.7)
+    asked = Settings("off", n_ctx=1000, chunk=64, slots=3)
+    cluster = Cluster(world, [CostCurve({1: 0.02, 64: 0.2})] * 4, asked, hop=0.0005)
+    cluster.clock.at(1.0, lambda: cluster.feed(ev.Prompt(tuple(world.text[:640]), 20, slot=2)))
+    outcomes = cluster.generate_all([world.text[:8], world.text[:9]], 100)
+    assert cluster.outcomes[2].tokens and cluster.outcomes[2].times[0] < 8
+    for outcome in outcomes:
+        assert max(b - a for a, b in pairwise(outcome.times)) < 4 * 0.2 + 0.2 + 0.1

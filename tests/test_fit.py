@@ -16,6 +16,7 @@ from pipeinfer_cpp.cluster.plan import outline
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, split_by_shares
 from pipeinfer_cpp.gguf.needs import PROGRAM, Model, Room
+from pipeinfer_cpp.llama import library
 from pipeinfer_cpp.memory import Memory
 from pipeinfer_cpp.options import Options
 
@@ -160,6 +161,7 @@ def test_a_plan_refuses_before_anything_is_read(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(plan, "memory", lambda: Memory(4 * GB, SPARE + GB // 10))
     with pytest.raises(UserError, match="of this machine, which can give 100 MB"):
         outline(Options(target=TARGET, draft=DRAFT, stages=2))
+    monkeypatch.setattr(library, "check_gpu", lambda _layers: None)
     assert outline(Options(target=TARGET, stages=2, gpu_layers=-1)).settings.n_ctx == 1024
 
 

@@ -134,7 +134,7 @@ class Engine:
         decoding = sum(slot.phase == DECODE for slot in self.slots)
         waiting = [slot for slot in self.slots if slot.waits]
         while waiting:
-            if len(self.active) > 1 and self._too_early():
+            if len(self.active) > 1 and (self._too_early() or self._queued(decoding)):
                 return
             group = self._group(waiting, decoding)
             self._send(group)
@@ -144,13 +144,11 @@ class Engine:
     def _group(self, waiting: Sequence[Slot], decoding: int) -> list[tuple[Slot, list[Node]]]:
         """The slots whose roots share the next run, each with what it sends: as many as there must be for all of
         them to be in the pipeline at once."""
-        pace, most = self.pipe.pace, self.settings.max_rows
-        in_pipe = max(pace.latency(1) / max(pace.bottleneck(1), 1e-9), 1.0)
-        size = min(max(math.ceil(decoding / in_pipe - 0.05), 1), most)
-        first = waiting[0]
-        group = [first]
+        most = self.settings.max_rows
+        group = list(waiting[:1])
         if self.settings.mode != "sync" and not self.settings.checkpoints:
-            group = [s for i, s in enumerate(waiting[:size]) if not self.settings.apart or s.number == first.number + i]
+            size = self._size(decoding)
+            group = _neighbours(waiting, size) if self.settings.apart else list(waiting[:size])
         share = most // len(group)
         each = [
             (slot, slot.speculation.root_run(slot.tree, slot.turn.last_row, most - share + len(slot.replay)))
@@ -160,6 +158,28 @@ class Engine:
             least = min(len(nodes) for _, nodes in each)
             each = [(slot, nodes[:least]) for slot, nodes in each]
         return [(slot, nodes) for slot, nodes in each if nodes]
+
+    @property
+    def _in_pipe(self) -> int:
+        """Runs of one row that keep the slowest stage busy."""
+        pace = self.pipe.pace
+        return max(round(pace.latency(1) / max(pace.bottleneck(1), 1e-9)), 1)
+
+    def _queued(self, decoding: int) -> bool:
+        """So many runs are under way that a further one would only wait somewhere: better here, for others to share
+        it with, as long as that makes rows cheaper."""
+        return self._size(decoding) > 1 and sum(f.alive for f in self.pipe.in_flight.values()) >= self._in_pipe
+
+    def _size(self, decoding: int) -> int:
+        """Slots that share a run, when so many decode: as many as there must be for all of them to be in the pipeline
+        at once, as long as each further row makes them cheaper."""
+        pace = self.pipe.pace
+        most = min(math.ceil(decoding / self._in_pipe), self.settings.max_rows)
+        size = 1
+        for width in range(2, most + 1):
+            if pace.bottleneck(width) / width < 0.97 * pace.bottleneck(size) / size:
+                size = width
+        return size
 
     def _chunks(self) -> None:
         """Chunk k is at stage 0 while chunk k-1 is at stage 1: two more than stages are under way. While others
@@ -190,9 +210,8 @@ class Engine:
 
     def _crowded(self) -> bool:
         """The final tokens alone keep the slowest stage busy."""
-        pace = self.pipe.pace
         decoding = sum(slot.phase == DECODE for slot in self.slots)
-        return decoding > 1 and decoding * pace.bottleneck(1) >= pace.latency(1)
+        return decoding > 1 and decoding >= self._in_pipe
 
     def _send(self, group: Sequence[tuple[Slot, list[Node]]], speculative: bool = False) -> None:
         """These nodes, if any, leave in one run."""
@@ -224,3 +243,14 @@ class Engine:
         if self._woken is None or at < self._woken - 1e-5 or self._woken <= self._now:
             self._woken = at
             self._out.append(ev.Wake(at))
+
+
+def _neighbours(waiting: Sequence[Slot], size: int) -> list[Slot]:
+    """Up to `size` slots whose numbers follow each other: what stages compute as one batch where sequences have cells
+    of their own. As many as there are; of equally many those that were served longest ago."""
+    best: list[Slot] = []
+    for i in range(len(waiting)):
+        run = [s for k, s in enumerate(waiting[i : i + size]) if s.number == waiting[i].number + k]
+        if len(run) > len(best):
+            best = run
+    return best

@@ -66,7 +66,8 @@ def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] = lambd
 
     Yields whether it is held: not when `wait` is off and another process has it, nor where locks
     cannot be had (a file system without them), and the caller must do without. Who waits for longer than `QUIET`
-    logs a warning that names the process; `waiting` is called ten times a second and may raise to give up.
+    logs a warning that names the process; `waiting` is called ten times a second from then on, and may raise to
+    give up.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -99,7 +100,8 @@ def _take(file: BinaryIO, path: Path, wait: bool, waiting: Callable[[], None]) -
 
             told = True
             logging.getLogger(__name__).warning("%s", _sentence(file, path))
-        waiting()
+        if told:
+            waiting()
         time.sleep(0.1)
 
 

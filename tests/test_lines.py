@@ -1,0 +1,160 @@
+"""Several conversations over one pipeline of real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Iterator
+
+import pytest
+from pipeline_helpers import DRAFT, PROMPT, local
+
+from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.generation import Generation
+from pipeinfer_cpp.net.messages import Stretch
+from pipeinfer_cpp.pipeline import Pipeline
+from pipeinfer_cpp.results import Result
+from pipeinfer_cpp.sampling import Sampling
+
+PROMPTS = [
+    PROMPT,
+    "The sun was",
+    "A girl named Lily went to the park and " * 12,
+    "Tom had a big red ball. One day",
+    "The old man",
+]
+SLOTS, N = 3, 32
+
+
+def sampling(i: int) -> Sampling:
+    return Sampling(temp=0.8 if i % 2 else 0, seed=i)
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[Result]:
+    """Each prompt on a pipeline that has nothing else to do."""
+    with local(stages=2, ctx=512, draft=None) as p:
+        results = []
+        for i, prompt in enumerate(PROMPTS):
+            p.forget()
+            results.append(p.generate(prompt, max_tokens=N, sampling=sampling(i)).wait())
+        return results
+
+
+@pytest.fixture(scope="module", params=["async", "sync", "off"])
+def pipeline(request: pytest.FixtureRequest) -> Iterator[Pipeline]:
+    """Stages slow enough that runs of several conversations meet."""
+    draft = None if request.param == "off" else DRAFT
+    with local(slots=SLOTS, stages=2, ctx=512, mode=request.param, draft=draft, stretch=Stretch(0.004, 0.001)) as p:
+        yield p
+
+
+def test_each_says_what_it_says_alone(pipeline: Pipeline, alone: list[Result]) -> None:
+    """More conversations than slots, each in a thread of its own, three times over."""
+    free = threading.Semaphore(SLOTS)
+    said: dict[int, list[str]] = {i: [] for i in range(len(PROMPTS))}
+
+    def converse(i: int) -> None:
+        line = pipeline.conversation()
+        for _ in range(3):
+            with free:
+                result = line.generate(PROMPTS[i], max_tokens=N, sampling=sampling(i)).wait()
+            said[i].append(result.text)
+
+    threads = [threading.Thread(target=converse, args=(i,)) for i in said]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == {i: [alone[i].text] * 3 for i in said}
+
+
+def test_turns_go_on_in_a_slot_that_others_had_meanwhile(pipeline: Pipeline) -> None:
+    """Five conversations of three turns over three slots: evicted ones come back in the bits they had."""
+
+    def turn(line: object, tokens: list[int], i: int) -> None:
+        tokens += pipeline.vocabulary.tokenize(PROMPTS[i][:60], begin=not tokens)
+        generation: Generation = line.generate(tokens, max_tokens=8, sampling=sampling(1), goes_on=True)  # type: ignore[attr-defined]
+        tokens += [token.id for token in generation if token.id >= 0]
+
+    expected = []
+    for i in range(5):
+        line, tokens = pipeline.conversation(), list[int]()
+        for _ in range(3):
+            turn(line, tokens, i)
+        expected.append(tokens)
+        line.close()
+    lines = [(pipeline.conversation(), list[int]()) for _ in range(5)]
+    for _ in range(3):
+        for i, (line, tokens) in enumerate(lines):
+            turn(line, tokens, i)
+    assert [tokens for _, tokens in lines] == expected
+    for line, _ in lines:
+        line.close()
+
+
+def test_one_more_than_there_are_slots_is_refused(pipeline: Pipeline) -> None:
+    lines = [pipeline.conversation() for _ in range(SLOTS + 1)]
+    under_way = [line.generate(PROMPT, max_tokens=200, sampling=sampling(1)) for line in lines[:SLOTS]]
+    with pytest.raises(PipeInferError, match=r"All 3 slots .* are busy"):
+        lines[SLOTS].generate(PROMPT)
+    with pytest.raises(PipeInferError, match="This conversation generates one text at a time"):
+        lines[0].generate(PROMPT)
+    under_way[0].close()
+    assert lines[SLOTS].generate(PROMPT, max_tokens=2, sampling=sampling(0)).wait().n_generated == 2
+    for generation in under_way[1:]:
+        generation.close()
+
+
+def test_asyncio(pipeline: Pipeline, alone: list[Result]) -> None:
+    async def text(i: int) -> str:
+        line = pipeline.conversation()
+        return "".join([t.text async for t in line.generate(PROMPTS[i], max_tokens=N, sampling=sampling(i))])
+
+    async def all_of_them() -> list[str]:
+        return await asyncio.gather(*(text(i) for i in range(SLOTS)))
+
+    assert asyncio.run(all_of_them()) == [result.text for result in alone[:SLOTS]]
+
+
+def test_one_that_is_stopped_or_dropped_disturbs_nobody(pipeline: Pipeline, alone: list[Result]) -> None:
+    line = pipeline.conversation()
+    for i in range(6):
+        others = pipeline.conversation()
+        generation = others.generate(PROMPTS[i % 5], max_tokens=200, sampling=sampling(1))
+        main = line.generate(PROMPTS[0], max_tokens=N, sampling=sampling(0))
+        next(generation)
+        if i % 2:
+            generation.close()
+        del others, generation
+        gc.collect()
+        assert main.wait().text == alone[0].text
+
+
+def test_what_begins_alike_is_read_once(pipeline: Pipeline, alone: list[Result]) -> None:
+    """Of one owner; another one's cells are never used."""
+    prompt = PROMPTS[2]
+    rows = []
+    for owner in ("a", "a", "b"):
+        line = pipeline.conversation(owner)
+        line.forget()
+        result = line.generate(prompt, max_tokens=N, sampling=sampling(2)).wait()
+        assert result.text == alone[2].text
+        rows.append(result.runs.rows)
+        line.close()
+    # a's first prompt may stand in any slot; nobody had it before, and b reads it anew
+    assert rows[1] <= rows[0] - 64 and abs(rows[2] - rows[0]) < 64
+
+
+def test_side_branches(alone: list[Result]) -> None:
+    """Not exact: cells are shared, and texts may part where two tokens are nearly equal."""
+    with local(slots=2, stages=2, ctx=256, branches=3, stretch=Stretch(0.004, 0.001)) as p:
+        lines = [p.conversation() for _ in range(2)]
+        for _ in range(3):
+            under_way = [
+                line.generate(PROMPTS[i], max_tokens=N, sampling=sampling(i)) for i, line in enumerate(lines)
+            ]
+            assert all(g.wait().n_generated == N for g in under_way)
+        held = next(iter(p.driver.held.values()))
+        assert all(last == -1 for last in held[2:])
