@@ -91,12 +91,12 @@ def test_a_stage_that_is_frozen_is_told_and_goes_on_where_it_was() -> None:
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
         until(lambda: told, 3.0)
-        assert f"Stage 1 (layers 6-11) is suspended: this goes on when it does (kill -CONT {pid})." == told[0][1]
+        assert f"Stage 1 (layers 6-11) is suspended: wake it with kill -CONT {pid}." == told[0][1]
         time.sleep(max(0.0, stopped + 4.0 - time.monotonic()))
         assert not generation.done and len(told) == 1
         os.kill(pid, signal.SIGCONT)
         assert generation.wait(20).text == expected
-        assert told[1][1] == "Stage 1 (layers 6-11) answers again: this goes on."
+        assert told[1][1] == "Stage 1 (layers 6-11) answers again."
 
 
 def test_a_pipeline_with_a_frozen_stage_can_be_closed() -> None:

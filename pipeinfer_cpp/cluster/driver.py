@@ -243,7 +243,7 @@ class Driver:
 
     def _believe(self, stage: Peer, wrong: str | None) -> None:
         if wrong is not None:
-            raise WorkerDied(f"{stage.title} says what cannot be: {wrong}. This pipeline is ended; start it again.")
+            raise WorkerDied(f"{stage.title} sent something impossible: {wrong}. This pipeline has ended: reopen it.")
 
     def _begin(self, turn: Turn, before: Callable[[Slot], None]) -> None:
         slot = self.engine.slots[turn.slot]
@@ -406,7 +406,7 @@ class Driver:
         )
 
     def _lose_draft(self, reason: str) -> None:
-        self.draft_note = f"The draft worker is gone, so this goes on without speculation ({reason.rstrip('.')})."
+        self.draft_note = f"The draft worker is gone, so the text continues without speculation ({reason.rstrip('.')})."
         for answer in self._answers.values():
             answer.tally.warnings.append(self.draft_note)
         self._draft = self._outbox.draft = self._silent = None
