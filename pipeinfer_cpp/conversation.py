@@ -253,6 +253,10 @@ class Conversation:
         self._asked = Known(text, "", tokens)
         return Prompt(tokens, dropped)
 
+    def tokens(self) -> list[int]:
+        """Of all messages as they are, up to where the next answer begins."""
+        return self._tokens()[1]
+
     def _drop_oldest(self) -> bool:
         """Remove the first question and its answer; not the question that is asked now."""
         first = 1 if self.system else 0

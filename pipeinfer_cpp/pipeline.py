@@ -20,15 +20,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from pipeinfer_cpp.arguments import number, sampling_of, several, stop_strings, text, token_ids, truth, whole
 from pipeinfer_cpp.chats import Chats, plain_messages
 from pipeinfer_cpp.cluster.crew import Crew
 from pipeinfer_cpp.cluster.cutting import Cutting
 from pipeinfer_cpp.cluster.driver import Driver
 from pipeinfer_cpp.cluster.launch import Process
+from pipeinfer_cpp.cluster.live import Live
 from pipeinfer_cpp.cluster.plan import Plan, make_plan
 from pipeinfer_cpp.cluster.session import Loading, Peer
 from pipeinfer_cpp.cluster.turn import Turn
+from pipeinfer_cpp.cluster.window import Window
 from pipeinfer_cpp.engine import CostCurve
 from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.errors import PipeInferError, UserError
@@ -335,6 +339,18 @@ class Pipeline:
         if any(not 0 <= token < self.vocabulary.size for token in past.tokens):
             raise UserError("This past of a conversation has tokens that the model does not have: use its own model.")
 
+    def live(self) -> Live:
+        """What the pipeline does now: stages, conversations, rates of the last seconds. Any thread may ask."""
+        now, plan = self.driver.live(), self.plan
+        stages = [msgspec.structs.replace(stage, layers=plan.ranges[stage.index]) for stage in now.stages]
+        draft = plan.draft.name if plan.draft is not None and now.draft is not None else None
+        return msgspec.structs.replace(now, model=plan.target.name, draft=draft, stages=stages)
+
+    def show(self) -> None:
+        """Let `pipeinfer top` of the same user on this machine see it, until it is closed."""
+        with contextlib.suppress(OSError):  # a pipeline is as good without
+            self._resources.callback(Window(partial(_live, weakref.ref(self))).close)
+
     @property
     def warnings(self) -> list[str]:
         """What the user should know about how this was set up."""
@@ -360,6 +376,12 @@ def _close(resources: contextlib.ExitStack, owner: int) -> None:
     """All of it, unless this is a forked child: its parent's sockets, folder and processes are not its own."""
     if os.getpid() == owner:
         resources.close()
+
+
+def _live(pipeline: weakref.ref[Pipeline]) -> Live:
+    if (alive := pipeline()) is None:
+        raise PipeInferError("This pipeline is gone.")
+    return alive.live()
 
 
 def _notice(pipeline: weakref.ref[Pipeline], text: str) -> None:

@@ -20,6 +20,8 @@ class Token:
     text: str
     logprob: float
     origin: str
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens there with their log-probabilities, see `Sampling.top_logprobs`."""
 
 
 class Itl(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `repeat_last_n` tokens are looked at (0 none, -1 all that the context holds). `logit_bias` maps token ids
     to an amount added to their logit. At most one form is set: `grammar` (GBNF), `json_schema` (JSON text, or
     what it is made of: a dict, a Pydantic model), `regex` (that the whole text matches) or `lark`.
+    `top_logprobs`: each token comes with the log-probabilities of so many likeliest ones (0 to 20).
     `seed` -1: a random one for each generation; the one that was used is in its `Result`.
     """
 
@@ -41,6 +42,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     regex: str | None = None
     lark: str | None = None
     seed: int = -1
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         schema = self.json_schema
@@ -65,6 +67,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             (0.0 < self.top_p <= 1.0, "--top-p must be above 0 and at most 1"),
             (0.0 <= self.min_p <= 1.0, "--min-p must be between 0 and 1"),
             (0.0 < self.typical_p <= 1.0, "--typical must be above 0 and at most 1"),
+            (0 <= self.top_logprobs <= 20, "top_logprobs must be between 0 and 20"),
             (self.repeat_penalty > 0.0, "--repeat-penalty must be above 0"),
             (
                 -1 <= self.repeat_last_n < 1 << 31,
@@ -105,4 +108,4 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The same for a draft model of `n_vocab` tokens: without the text's form, and without
         bias on tokens that it does not have."""
         bias = {token: amount for token, amount in self.logit_bias.items() if token < n_vocab}
-        return msgspec.structs.replace(self, logit_bias=bias, **dict.fromkeys(FORMS))
+        return msgspec.structs.replace(self, logit_bias=bias, top_logprobs=0, **dict.fromkeys(FORMS))

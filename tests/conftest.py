@@ -21,6 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PIPEINFER_CACHE"] = str(folder / "cache")
     os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
     os.environ["XDG_STATE_HOME"] = str(folder / "state")
+    os.environ["XDG_RUNTIME_DIR"] = str(folder / "run")
+    (folder / "run").mkdir()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

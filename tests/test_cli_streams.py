@@ -79,7 +79,7 @@ def test_an_unexpected_error_leaves_a_report(
 
 
 COMMANDS = (
-    "", "generate", "chat", "stage", "slice", "bench", "tune", "simulate", "verify", "trace", "doctor", "models",
+    "", "generate", "chat", "stage", "slice", "bench", "tune", "simulate", "verify", "trace", "doctor", "top", "models",
     "models list", "models inspect", "models pull", "models rm", "models prune", "models inflate",
 )  # fmt: skip
 

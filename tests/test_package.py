@@ -14,6 +14,7 @@ import pytest
 from pipeline_helpers import ROOT
 
 DEMO = "pipeinfer_cpp/models/demo"
+KINDS = ".py", ".md", ".gguf", ".typed", ".html", ".js", ".css", ".svg"
 WEIGHTS = ("demo-target-q8_0.gguf", "demo-draft-q8_0.gguf", "demo-weak-draft-q8_0.gguf")
 
 
@@ -56,7 +57,7 @@ def test_wheel_of_the_checkout_is_the_same(tmp_path: Path, wheel: zipfile.ZipFil
 
 def test_wheel_holds_the_package(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    sources = (path for path in (ROOT / "pipeinfer_cpp").rglob("*") if path.suffix in (".py", ".md", ".gguf", ".typed"))
+    sources = (path for path in (ROOT / "pipeinfer_cpp").rglob("*") if path.suffix in KINDS)
     assert {path.relative_to(ROOT).as_posix() for path in sources} <= names
     assert "pipeinfer_cpp/py.typed" in names
     assert len(wheel.namelist()) == len(names)

@@ -44,7 +44,21 @@ def _options(
 
 def command() -> Any:
     """The whole command as click has it."""
-    from pipeinfer_cpp.cli import bench, chat, doctor, generate, models, simulate, slicing, stage, trace, tune, verify
+    from pipeinfer_cpp.cli import (
+        bench,
+        chat,
+        doctor,
+        generate,
+        models,
+        serve,
+        simulate,
+        slicing,
+        stage,
+        top,
+        trace,
+        tune,
+        verify,
+    )
 
     if app.registered_commands:
         return typer.main.get_command(app)
@@ -60,7 +74,11 @@ def command() -> Any:
     short = "List, inspect, fetch and remove models"
     app.add_typer(models.app, name="models", short_help=short, rich_help_panel=_DAILY)
     add("doctor", doctor.doctor, _DAILY, "Check what is installed and whether it works")
+    examples = "pipeinfer serve --pair qwen3-8b --slots 4\ncurl http://127.0.0.1:8080/v1/models"
+    add("serve", serve.serve, _DAILY, "Serve programs (OpenAI API) and browsers", epilog=examples)
     add("stage", stage.stage, _MACHINES, "Serve a part of a model's layers from this machine")
+    examples = "pipeinfer top\npipeinfer top http://192.168.1.10:8080 --api-key KEY"
+    add("top", top.top, _MACHINES, "Watch a running pipeline", epilog=examples)
     add("slice", slicing.cut, _MACHINES, "Cut a model ahead of its first start")
     add("bench", bench.bench, _LAB, "Compare modes side by side on this cluster")
     add("tune", tune.tune, _LAB, "Find the best settings for a pair on this cluster")

@@ -13,6 +13,7 @@ from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.cli.spelling import nearest
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.ui.consoles import notice, out, turns
+from pipeinfer_cpp.ui.live_view import strip
 from pipeinfer_cpp.ui.stats import stats_table
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ HELP = {
     "/help": "this list",
     "/reset": "begin a new conversation; the system prompt stays",
     "/stats": "the last answer's figures, the context, the processes",
+    "/top": "a line behind each answer on what the stages did, or none again",
     "/save FILE": "write the conversation to a file (--force FILE: also where there is one)",
     "/load FILE": "go on with a saved conversation",
     "/resume N": "go on with an older chat (1: the newest); /resume alone lists them",
@@ -49,6 +51,7 @@ class Commands:
             "/reset": self._reset,
             "/clear": self._reset,
             "/stats": self._stats,
+            "/top": self._top,
             "/save": self._save,
             "/load": self._load,
             "/resume": self._resume,
@@ -95,6 +98,15 @@ class Commands:
 
     def _stats(self, _rest: str) -> None:
         out().print(stats_table(self._session.pipeline, self._session.conversation, self._session.settings.sampling))
+
+    def _top(self, rest: str) -> None:
+        if rest:
+            raise UserError("/top takes nothing behind it.")
+        self._session.strip = not self._session.strip
+        if self._session.strip:
+            notice(strip(self._session.pipeline.live()))
+        else:
+            notice("The line on the stages is off.")
 
     def _save(self, rest: str) -> None:
         force = rest.startswith("--force ")

@@ -16,6 +16,7 @@ from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.ui.consoles import complain, err, notice, out, warn, writer
+from pipeinfer_cpp.ui.live_view import strip
 from pipeinfer_cpp.ui.origins import Painter, legend
 from pipeinfer_cpp.ui.progress import opening, reading
 
@@ -41,6 +42,8 @@ class ChatSession:
         """Questions that got none, and that got one."""
         self.figures = 1
         """Behind an answer: 0 none, 1 a short line, 2 all."""
+        self.strip = False
+        """Behind an answer: what the stages did."""
         self._reader = reader
         self._commands = Commands(self)
         self._warned: set[str] = set()
@@ -207,6 +210,7 @@ class ChatSession:
         with opening("Starting again", quiet=True) as report:
             pipeline = Pipeline(replace(old.plan.options, ctx=old.settings.n_ctx), report)
         self.pipeline = self.settings.pipeline = pipeline
+        pipeline.show()
         self._closed = False
         self.conversation.tokenizer = pipeline.vocabulary
         pipeline.configure(**{name: getattr(old.settings, name) for name in ENGINE_SETTINGS})
@@ -251,3 +255,5 @@ class ChatSession:
             notice("Stopped: the context is full." if full else f"Stopped at {self.settings.max_tokens} tokens.")
         if self.figures:
             notice(result.line() if self.figures == 2 else result.short_line())
+        if self.strip:
+            notice(strip(self.pipeline.live()))

@@ -95,6 +95,15 @@ class PipelineOptions:
             rich_help_panel=_PIPELINE,
         ),
     ] = None
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            "--slots",
+            "-np",
+            help="Conversations at a time, each with a context of its own (serve; default: 4).",
+            rich_help_panel=_PIPELINE,
+        ),
+    ] = None
     kv_type: Annotated[
         str,
         typer.Option(
@@ -197,6 +206,7 @@ class PipelineOptions:
             threads=self.threads,
             mode=self.mode,
             ctx=self.ctx_size,
+            slots=1 if self.slots is None else self.slots,
             kv_type=self.kv_type,
             flash_attn=self.flash_attn,
             gpu_layers=self.gpu_layers,

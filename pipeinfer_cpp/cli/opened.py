@@ -37,6 +37,7 @@ def opened(
         with opening(what, quiet=quiet) as report:
             pipeline = Pipeline(options, report, crew)
         pipeline.on_notice = notice
+        pipeline.show()
     except BaseException:
         crew.close()
         raise

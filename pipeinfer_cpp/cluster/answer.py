@@ -29,7 +29,7 @@ class Answer:
         self.tally.ids.append(action.token)
         self.tally.times.append(now)
         self.tally.texts.append(shown)
-        self.turn.put(Token(action.token, shown, action.logprob, action.origin))
+        self.turn.put(Token(action.token, shown, action.logprob, action.origin, action.top))
         return True
 
     def stops_now(self) -> bool:

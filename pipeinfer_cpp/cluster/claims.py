@@ -20,6 +20,10 @@ def back(said: RunBack, in_flight: Mapping[int, InFlight], n_vocab: int) -> str 
     wanted = sum(row.draw for row in flight.run.rows)
     if len(said.draws) != wanted:
         return f"it answers run {said.run} with {len(said.draws)} draws instead of {wanted}"
+    if said.tops and len(said.tops) != wanted:
+        return f"it answers run {said.run} with likely tokens for {len(said.tops)} draws instead of {wanted}"
+    if any(not 0 <= token < n_vocab or math.isnan(logprob) for top in said.tops for token, logprob in top):
+        return f"it names likely tokens in run {said.run} that cannot be"
     for token, logprob in said.draws:
         if not LOST <= token < n_vocab or math.isnan(logprob):
             return f"it drew token {token} with log-probability {logprob} in run {said.run}, which is impossible"

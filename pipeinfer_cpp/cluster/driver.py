@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from pipeinfer_cpp.cluster import claims
 from pipeinfer_cpp.cluster.answer import Answer
+from pipeinfer_cpp.cluster.live import Figures, Live, live
 from pipeinfer_cpp.cluster.outbox import Outbox
 from pipeinfer_cpp.cluster.session import Peer
 from pipeinfer_cpp.cluster.slowdown import Slowdown
@@ -79,7 +80,9 @@ class Driver:
         self._arrivals: Arrivals[tuple[Peer, msg.Message]] = Arrivals(links[1:])
         self._wake: float | None = None
         self._patience = patience
-        self._watch = Watch(stages, patience, notice)
+        self._figures = Figures(clock())
+        self._notice = notice
+        self._watch = Watch(stages, patience, self._tell)
         self._draft_watch = Watch([draft] if draft is not None else [], patience, lambda _text: None)
         self._moved = clock()
         """When a run last moved from one stage to the next."""
@@ -128,6 +131,25 @@ class Driver:
         said: list[Past] = []
         self._between_turns(lambda: said.append(self.engine.slots[slot].past), lambda: self._rests(slot))
         return said[0]
+
+    def live(self) -> Live:
+        """What goes on now; at any time."""
+        said: list[Live] = []
+        self._between_turns(lambda: said.append(self._live()), lambda: True)
+        return said[0]
+
+    def _live(self) -> Live:
+        read = {slot: answer.turn.read for slot, answer in self._answers.items()}
+        return live(
+            self.engine,
+            self._figures,
+            self._stages,
+            silent=self._watch.quiet,
+            read=read,
+            memory_mb=self._memory,
+            exact=self.exact,
+            now=clock(),
+        )
 
     def _rests(self, slot: int) -> bool:
         return self.engine.slots[slot].phase == IDLE
@@ -216,7 +238,7 @@ class Driver:
 
     def _take(self, peer: Peer, message: msg.Message) -> None:
         match message:
-            case msg.RunBack(run, dead, draws, memory, held, _, lost) if peer in self._stages:
+            case msg.RunBack(run, dead, draws, memory, held, _, lost, tops) if peer in self._stages:
                 self._believe(peer, claims.back(message, self.engine.pipe.in_flight, self._n_vocab))
                 self._lost = lost or self._lost
                 self._moved = clock()
@@ -225,7 +247,7 @@ class Driver:
                 self._read(run, dead)
                 if self.trace is not None:
                     self.trace.instant("coordinator", f"back {run}", clock(), run=run, dead=dead)
-                self._feed(ev.RunDone(run, () if dead else draws))
+                self._feed(ev.RunDone(run, () if dead else draws, () if dead else tops))
             case msg.Progress():  # a part of something large has come in
                 self._moved = clock()
             case msg.StageReady() if peer in self._stages:
@@ -261,6 +283,7 @@ class Driver:
         self._start(turn)
         if self._draft is not None and self.engine.worker.alive and self.engine.settings.mode != "off":
             self._draft.link.send(msg.DraftTurn(turn.sampling, turn.slot))
+        self._figures.event(f"Slot {turn.slot}: a prompt of {len(turn.prompt)} tokens.")
         self._feed(ev.Prompt(turn.prompt, turn.max_tokens, turn.goes_on, turn.slot, turn.owner), now)
 
     def _start(self, turn: Turn, said: tuple[int, ...] = (), root: int = 0) -> None:
@@ -293,6 +316,7 @@ class Driver:
     def _stage_ready(self, peer: Peer, ready: msg.StageReady) -> None:
         done = ready.outcome == "done"
         self._moved, self._passed[ready.stage] = clock(), ready.run
+        self._figures.computed(ready.stage, ready.ended - ready.began, ready.bytes_out, self._moved)
         for tally, share in self._shares(ready.run):
             if ready.outcome == "aborted":
                 tally.aborted.add(ready.run)
@@ -352,6 +376,7 @@ class Driver:
 
     def _emit(self, action: ev.Emit) -> None:
         answer, now = self._answers.get(action.slot), clock()
+        self._figures.emitted(action.slot, self.engine.slots[action.slot].stats, now)
         if answer is not None and answer.emit(action, now) and self.trace is not None:
             self.trace.instant("coordinator", "token", now, pos=action.pos, origin=action.origin)
 
@@ -371,7 +396,13 @@ class Driver:
             exact=self.exact,
             other_bytes=self._outbox.other_bytes,
         )
+        n = result.n_generated
+        self._figures.event(f"Slot {slot}: {n} token{'s' if n != 1 else ''}, ended by {result.finish_reason}.")
         answer.turn.end(FormLost(self._lost) if reason == "form" else result)
+
+    def _tell(self, text: str) -> None:
+        self._figures.event(text)
+        self._notice(text)
 
     def _patrol(self) -> None:
         for _, death in self._watch.look():
@@ -407,6 +438,7 @@ class Driver:
 
     def _lose_draft(self, reason: str) -> None:
         self.draft_note = f"The draft worker is gone, so the text continues without speculation ({reason.rstrip('.')})."
+        self._figures.event(self.draft_note)
         for answer in self._answers.values():
             answer.tally.warnings.append(self.draft_note)
         self._draft = self._outbox.draft = self._silent = None

@@ -101,8 +101,8 @@ class Engine:
             if flight.run.slot == slot.number or any(row.slot == slot.number for row in flight.run.rows):
                 slot.speculation.cutoff.returned()
             if flight.live.get(slot.number):
-                drawn = zip(wanted, event.draws, strict=False)
-                draws = {row.node: draw for row, draw in drawn if row.slot == slot.number}
+                drawn = zip(wanted, event.draws, event.tops or [()] * len(wanted), strict=False)
+                draws = {row.node: (*draw, top) for row, draw, top in drawn if row.slot == slot.number}
                 slot.back(flight.run, draws, self._now)
 
     def _alike(self, event: ev.Prompt) -> Slot | None:
@@ -125,13 +125,15 @@ class Engine:
         if not any(slot.waits for slot in self.slots):
             self._chunks()
             self._guesses()
+        # Where final tokens keep the stages busy, guesses leave with them only: more would be drafted for nothing.
+        most = self.settings.max_rows // self._size(self._decoding) if self._crowded() else None
         for slot in self.slots:
-            slot.propose(self._now)
+            slot.propose(self._now, most)
 
     def _roots(self) -> None:
         """Final tokens leave at once where nobody else does; else those that would only wait before the slowest stage
         wait here, for others to share a run with."""
-        decoding = sum(slot.phase == DECODE for slot in self.slots)
+        decoding = self._decoding
         waiting = [slot for slot in self.slots if slot.waits]
         while waiting:
             if len(self.active) > 1 and (self._too_early() or self._queued(decoding)):
@@ -210,8 +212,7 @@ class Engine:
 
     def _crowded(self) -> bool:
         """The final tokens alone keep the slowest stage busy."""
-        decoding = sum(slot.phase == DECODE for slot in self.slots)
-        return decoding > 1 and decoding >= self._in_pipe
+        return self._decoding > 1 and self._decoding >= self._in_pipe
 
     def _send(self, group: Sequence[tuple[Slot, list[Node]]], speculative: bool = False) -> None:
         """These nodes, if any, leave in one run."""
@@ -222,6 +223,10 @@ class Engine:
         run = self.pipe.send("decode", rows, finals, self._now, speculative=speculative)
         self.pipe.carry(run.id, [node for _, nodes in group for node in nodes])
         self._out.append(ev.Dispatch(run))
+
+    @property
+    def _decoding(self) -> int:
+        return sum(slot.phase == DECODE for slot in self.slots)
 
     @property
     def active(self) -> list[Slot]:

@@ -56,6 +56,8 @@ class RunDone:
 
     run: int
     draws: tuple[tuple[int, float], ...] = ()
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """For each draw the likeliest tokens there with their log-probabilities, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ class Emit:
     logprob: float
     origin: str
     slot: int = 0
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from pipeinfer_cpp.engine.stats import Stats
 from pipeinfer_cpp.engine.tree import Node, Tree
 from pipeinfer_cpp.engine.turn import Turn
 
+Drawn = tuple[int, float, tuple[tuple[int, float], ...]]
+"""A token, its log-probability, and what else was likely."""
 IDLE, PREFILL, DECODE, DRAIN = "idle", "prefill", "decode", "drain"
 STATES = 1024
 """Numbers of checkpoints that each slot has for itself."""
@@ -155,7 +157,7 @@ class Slot:
             self.stats.proposed += 1
             self._out.append(self.drafts.fork(sibling, event.path))
 
-    def back(self, run: Run, draws: dict[int, tuple[int, float]], now: float) -> None:
+    def back(self, run: Run, draws: dict[int, Drawn], now: float) -> None:
         """A run is back, with what was drawn behind nodes of this slot."""
         self._now = now
         if run.kind == "end":
@@ -167,7 +169,7 @@ class Slot:
             self.checkpoints.settle(self.tree.root.pos)
         for node in self.tree.root.subtree():
             if node.run == run.id and node.id in draws:
-                node.draw, node.logprob = draws[node.id]
+                node.draw, node.logprob, node.top = draws[node.id]
         self._verify()
 
     def stop(self, event: ev.Stop, now: float) -> None:
@@ -226,7 +228,7 @@ class Slot:
             self._read = True
             self.turn.tokens.append(token)
             origin = hit.origin if hit else "target"
-            self._out.append(ev.Emit(token, root.pos + 1, root.logprob, origin, self.number))
+            self._out.append(ev.Emit(token, root.pos + 1, root.logprob, origin, self.number, root.top))
             policy.cutoff.final()
             if self._common.alone:
                 self._common.governor.token(self._now, ahead=hit is not None and hit.run is not None)
@@ -334,10 +336,11 @@ class Slot:
         self._count(rows, sum(row.node < 0 for row in rows))
         return rows
 
-    def propose(self, now: float) -> None:
-        """Say how far guesses may go."""
+    def propose(self, now: float, most: int | None = None) -> None:
+        """Say how far guesses may go: no more than `most` beyond the root."""
         if self.phase in (PREFILL, DECODE) and self.drafts.alive:
             room = self.speculation.room(self.tree, self.turn.last_row, now, self.phase == PREFILL)
+            room = room if most is None else min(room, self.tree.root.pos + most)
             self._out += self.drafts.propose(room)
 
     def _send(self, kind: str, rows: list[Row], pin: bool = False) -> int:

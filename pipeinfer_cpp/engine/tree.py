@@ -32,6 +32,8 @@ class Node:
     """The run it went out in."""
     draw: int | None = None
     logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+    """What else was likely behind it."""
     dead: bool = False
     children: list[Node] = field(default_factory=list)
 

@@ -38,6 +38,8 @@ class Draw(NamedTuple):
     prob: float
     second: int
     second_prob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens by raw logits with their log-probabilities: `Sampling.top_logprobs` of them."""
 
 
 class _Shared:
@@ -145,9 +147,13 @@ class Sampler:
         np.exp(shared.scratch, out=shared.scratch)
         log_total = float(best) + math.log(float(shared.scratch.sum()))
         x = self._adjusted(logits)
-        if shared.sampling.greedy:
-            return self._best(logits, x, log_total)
-        return self._drawn(logits, x, log_total, pos)
+        greedy, n_top = shared.sampling.greedy, shared.sampling.top_logprobs
+        draw = self._best(logits, x, log_total) if greedy else self._drawn(logits, x, log_total, pos)
+        if n_top:
+            ids = top_superset(logits, n_top)
+            ids = ids[np.argsort(-logits[ids], kind="stable")[:n_top]]
+            draw = draw._replace(top=tuple((int(i), float(logits[i]) - log_total) for i in ids))
+        return draw
 
     def distribution(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """What `sample` draws from when `temp` > 0: token ids and their probabilities, both empty where

@@ -289,6 +289,8 @@ class RunBack(Message, frozen=True):
     held: dict[str, tuple[int, ...]] = {}
     sent: float = 0.0
     lost: str = ""
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """See engine.events.RunDone."""
 
 
 class Drafted(Message, frozen=True):

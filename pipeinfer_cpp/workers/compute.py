@@ -195,7 +195,7 @@ class Compute:
             name = f"stage-{self._load.index}"
             memory, held = {**memory, name: resident_mb()}, {**held, name: self._runner.held()}
         if self._following is None:
-            back = RunBack(run.id, dead, result.draws, memory, held, clock(), result.lost)
+            back = RunBack(run.id, dead, result.draws, memory, held, clock(), result.lost, result.tops)
             if self._runs is not None and self._back is not None:
                 self._runs.send(self._back, back)
             else:

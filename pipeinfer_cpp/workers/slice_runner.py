@@ -42,6 +42,7 @@ class Result:
     hidden: NDArray[np.float32] | None = None
     draws: tuple[tuple[int, float], ...] = ()
     lost: str = ""
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
 class SliceRunner:
@@ -162,6 +163,7 @@ class SliceRunner:
             samplers.look_ahead([(r.node, r.parent, r.token) for r in rows if r.draw and r.slot == slot])
         drawn: list[tuple[int, float]] = []
         outs: list[NDArray[np.float32]] = []
+        tops: list[tuple[tuple[int, float], ...]] = []
         lost = ""
         parts = batches(seq.tolist()) if self._apart else [(0, len(rows))]
         for n, (a, b) in enumerate(parts):
@@ -191,14 +193,16 @@ class SliceRunner:
                     draw = self._samplers[row.slot].draw(row.node, row.parent, row.token, row.pos, logits)
                 except FormLost as error:
                     drawn.append((LOST, 0.0))
+                    tops.append(())
                     lost = str(error)
                     continue
                 drawn.append((draw.token, draw.logprob) if draw is not None else (-1, 0.0))
+                tops.append(draw.top if draw is not None else ())
         if not self.last:
             return Result("done", began, clock(), hidden=outs[0] if len(outs) == 1 else np.concatenate(outs))
         for slot, node in run.finals:
             self._samplers[slot].final(node)
-        return Result("done", began, clock(), draws=tuple(drawn), lost=lost)
+        return Result("done", began, clock(), draws=tuple(drawn), lost=lost, tops=tuple(tops) if any(tops) else ())
 
     def _undone(self, pos: NDArray[np.int32], seq: NDArray[np.int32], began: float) -> Result:
         """Cancelled behind its decode: its cells go, as after a decode that was aborted. A state that cannot be

@@ -1,0 +1,171 @@
+"""What is asked of the server: typed requests, and the errors of those that cannot be, in the OpenAI form."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.sampling import Sampling
+
+MOST = 8
+"""Choices of one request at most."""
+
+
+class ApiError(Exception):
+    """A request that is not served: `status` is HTTP's."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+
+    @property
+    def kind(self) -> str:
+        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        return kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool = False
+
+
+class JsonSchema(msgspec.Struct):
+    name: str = ""
+    schema: dict[str, Any] | bool | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    type: str
+    json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | bool | None = None
+    """llama-server's way to say it."""
+
+
+class Request(msgspec.Struct, kw_only=True):
+    """What all ways to ask for a text share. Fields that are not known are passed over, as other servers do."""
+
+    model: str = ""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | None = None
+    id_slot: int = -1
+    cache_prompt: bool = True
+
+    @property
+    def choices(self) -> int:
+        n = 1 if self.n is None else self.n
+        if not 1 <= n <= MOST:
+            raise ApiError(400, f"n must be 1 to {MOST}.", param="n")
+        return n
+
+    @property
+    def stops(self) -> list[str]:
+        stops = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        if not all(stops) or len(stops) > 64:
+            raise ApiError(400, "stop takes up to 64 texts, none of them empty.", param="stop")
+        return stops
+
+    def sampling(self, **more: Any) -> Sampling:
+        """Raises ApiError for values out of range."""
+        names = {"temperature": "temp"}
+        simple = (
+            "temperature", "top_p", "top_k", "min_p", "typical_p", "frequency_penalty", "presence_penalty",
+            "repeat_penalty", "repeat_last_n", "seed", "grammar",
+        )  # fmt: skip
+        values = {names.get(name, name): getattr(self, name) for name in simple if getattr(self, name) is not None}
+        if self.logit_bias:
+            try:
+                values["logit_bias"] = {int(token): amount for token, amount in self.logit_bias.items()}
+            except ValueError:
+                raise ApiError(400, "logit_bias maps token ids to amounts.", param="logit_bias") from None
+        values.update(more or self._form())
+        sampling = Sampling(**values)
+        try:
+            sampling.check()
+        except UserError as error:
+            raise ApiError(400, _in_fields(error)) from None
+        return sampling
+
+    def _form(self) -> dict[str, Any]:
+        """What is asked of the text's form."""
+        if self.json_schema is not None:
+            return {"json_schema": self.json_schema}
+        of = self.response_format
+        if of is None or of.type == "text":
+            return {}
+        if of.type == "json_object":
+            return {"json_schema": of.schema if of.schema is not None else {"type": "object"}}
+        if of.type == "json_schema":
+            schema = of.json_schema.schema if of.json_schema is not None else of.schema
+            if schema is None:
+                raise ApiError(400, "response_format json_schema needs a json_schema with a schema.",
+                               param="response_format")  # fmt: skip
+            return {"json_schema": schema}
+        raise ApiError(400, f"response_format {of.type!r} is none of text, json_object, json_schema.",
+                       param="response_format")  # fmt: skip
+
+
+class CompletionRequest(Request, kw_only=True):
+    prompt: str | list[str | int | list[int]] = ""
+    logprobs: int | None = None
+    echo: bool = False
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+class ChatRequest(Request, kw_only=True):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+def _in_fields(error: UserError) -> str:
+    """Its words, with a request's fields for the options of the command line."""
+    known = {"temp": "temperature", "typical": "typical_p"}
+    return re.sub(r"--([a-z][a-z-]*)", lambda found: known.get(found[1], found[1].replace("-", "_")), str(error))
+
+
+T = TypeVar("T")
+
+
+def read(body: bytes, kind: type[T]) -> T:
+    """A request's body. Raises ApiError, which names the field that is wrong."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        at = re.search(r"at `\$\.?(.*)`$", str(error))
+        missing = re.search(r"missing required field `(\w+)`", str(error))
+        field = missing[1] if missing else (re.split(r"[.\[]", at[1])[0] if at else None)
+        raise ApiError(400, f"The request is not right: {error}.", param=field) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"The body is not JSON: {error}.") from None
+    except RecursionError:
+        raise ApiError(400, "The body is nested too deeply.") from None
