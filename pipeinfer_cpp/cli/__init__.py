@@ -45,7 +45,7 @@ def run(args: Sequence[str]) -> int:
                     return 141
                 return _explain(error, args)
     except KeyboardInterrupt:  # before or behind everything
-        return 130
+        return _stopped()
 
 
 def _invoke(args: Sequence[str]) -> int:

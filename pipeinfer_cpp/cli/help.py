@@ -26,6 +26,8 @@ class Group(TyperGroup):
             return super().make_context(*args, **more)
         except BrokenPipeError:
             raise ReaderLeft from None
+        except KeyboardInterrupt:
+            raise Stopped from None
 
     def invoke(self, ctx: Any) -> Any:
         try:
