@@ -69,7 +69,7 @@ def _exchange(link: Link[ToCoordinator], size: int, count: int) -> tuple[Pong, i
     n_bytes = 0
     for i in range(count):
         kind = "last" if i == count - 1 else "more"
-        n_bytes = link.send(RunHeader(i, kind, (), rows, 0, sent=clock()), payload)
+        n_bytes = link.send(RunHeader(i, kind, (), rows, (), sent=clock()), payload)
     answer = link.receive(PATIENCE)
     if not isinstance(answer, Pong):
         sys.exit(f"no answer from {link.address}")
