@@ -57,7 +57,7 @@ def test_every_row_of_a_random_tree_is_drawn_as_in_plain_decoding(kind: str, dat
     stateless = kind == "stateless"
     vocab, n_vocab, pieces = demo_vocab()
     paths = PathSamplers(vocab, n_vocab)
-    paths._pieces = pieces
+    paths.pieces = pieces
     paths.begin(sampling, PROMPT)
     tree: dict[int, tuple[int, tuple[int, ...]]] = {0: (-1, ())}  # node: parent, path
     live = {0}  # below the last final node, came here, and not forbidden
@@ -163,7 +163,7 @@ def test_below_a_forbidden_token_everything_is_dead() -> None:
 def test_what_was_looked_ahead_at_is_not_found_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
     vocab, n_vocab, pieces = demo_vocab()
     paths = PathSamplers(vocab, n_vocab)
-    paths._pieces = pieces
+    paths.pieces = pieces
     a, b = (tokens_of(c)[0] for c in "ab")
     sampling = Sampling(temp=0.8, regex=r"ab*\.")  # a greedy draw asks for few tokens, which is as quick
     paths.begin(sampling, PROMPT)
