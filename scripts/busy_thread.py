@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 from pipeinfer_cpp.cluster import switching
+from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
 
@@ -65,7 +66,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--stages", default="1,2")
     for n in map(int, parser.parse_args().stages.split(",")):
-        with Pipeline.local(pair="demo", stages=n, mode="off", ctx=512) as pipeline:
+        # With a thread on every core the stages would wait for the busy thread's core, whatever the interpreter does.
+        threads = max(1, cores() // (2 * n + 2))
+        with Pipeline.local(pair="demo", stages=n, mode="off", ctx=512, threads=threads) as pipeline:
             one(pipeline, None, switching.QUICK)
             seen: dict[str, list[tuple[float, float]]] = {name: [] for name in ARMS}
             for _ in range(5):
