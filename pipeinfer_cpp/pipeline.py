@@ -220,8 +220,11 @@ class Pipeline:
     ) -> Turn:
         """What `generate` was asked for, checked and made plain. Raises UserError."""
         sampling = sampling_of(sampling).seeded().within(self.settings.n_ctx)
+        notes = []
         if isinstance(prompt, str):
             tokens = tuple(self.vocabulary.tokenize(prompt, begin=True))
+            if self.vocabulary.begins(prompt):
+                notes.append("The prompt begins with the model's start token itself and gets no second one.")
         else:
             tokens = token_ids(prompt, self.vocabulary.size)
         if not tokens:
@@ -237,7 +240,8 @@ class Pipeline:
             )
         self.check_grammar(sampling)
         stops, goes_on = stop_strings(stop), truth("goes_on", goes_on)
-        return Turn(tokens, max_tokens, sampling, stops, goes_on, self.vocabulary.control_tokens(stops), owner)
+        stop_tokens = self.vocabulary.control_tokens(stops)
+        return Turn(tokens, max_tokens, sampling, stops, goes_on, stop_tokens, owner, notes)
 
     def chat(
         self,

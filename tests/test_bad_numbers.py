@@ -74,7 +74,7 @@ def test_a_stage_refuses_numbers_that_cannot_be(what: str) -> None:
 def test_the_coordinator_hears_of_them_and_the_stage_lives(what: str) -> None:
     with local(stages=1, draft=None) as p:
         p.driver._stages[0].runs.send(BAD[what])
-        with pytest.raises(PipeInferError, match=r"Stage 0 .*failed: run 1 .*cannot be"):
+        with pytest.raises(PipeInferError, match=r"Stage 0 .*failed: run 1 .*impossible"):
             p.generate(PROMPT, max_tokens=200, sampling=GREEDY).wait(20)
         process = p.driver._stages[0].process
         assert process is not None and process.death() is None
@@ -101,7 +101,7 @@ def test_a_stage_that_says_what_cannot_be_is_named(what: str) -> None:
         generation = p.generate(PROMPT, max_tokens=200, sampling=GREEDY)
         next(iter(generation))
         lie(p, p.driver._stages[0], said)
-        with pytest.raises(PipeInferError, match=rf"^Stage 0 \(layers 0-11\) says what cannot be: .*{words}"):
+        with pytest.raises(PipeInferError, match=rf"^Stage 0 \(layers 0-11\) sent something impossible: .*{words}"):
             generation.wait(20)
 
 
@@ -123,7 +123,7 @@ def test_measurements_that_cannot_be() -> None:
     curves: list[dict[int, float]] = [{}, {1: -0.1}, {1: float("nan")}, {4: 0.1}]
     changes: list[dict[str, object]] = [{"safe_width": 0}, *({"curve": curve} for curve in curves)]
     for changed in changes:
-        assert "cannot be" in str(claims.loaded(replace(good, **changed), True))
+        assert "impossible" in str(claims.loaded(replace(good, **changed), True))
 
 
 @pytest.mark.parametrize(

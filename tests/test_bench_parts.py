@@ -156,7 +156,7 @@ def test_a_regression_is_outside_of_both_intervals() -> None:
     assert sentence.endswith("and is 1.20 x.")
     close = msgspec.structs.replace(bare, ratios={"async": Ratio(1.5, None, None)})
     assert not regressions([msgspec.structs.replace(two, comparison=close)], [one])
-    with pytest.raises(UserError, match="no cell of this configuration"):
+    with pytest.raises(UserError, match="no result for this configuration"):
         regressions([done(2.0)], [done(2.0, key="else")])
 
 
@@ -176,7 +176,7 @@ def test_the_notebook_resumes(tmp_path: Path) -> None:
 def test_what_is_no_notebook(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bench.json"
     path.write_text(text)
-    with pytest.raises(UserError, match="no result of `pipeinfer bench`"):
+    with pytest.raises(UserError, match="not a result of `pipeinfer bench`"):
         Notebook(path)
 
 

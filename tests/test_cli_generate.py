@@ -143,7 +143,11 @@ def interrupted(number: int, *options: str) -> Ended:
     process = started("generate", "--prompt", PROMPT, *SLOW, *options)
     assert process.stdout is not None and process.stderr is not None
     if "--json" in options:
-        note, text = process.stderr.read1(1), b""
+        note, text = b"", b""
+        while b"Note:" not in note:  # the line on memory comes before the stages are loaded, which may take longer
+            said = process.stderr.read1(4096)
+            assert said, note
+            note += said
         time.sleep(1)
     else:
         note, text = b"", process.stdout.read1(1)

@@ -117,6 +117,11 @@ def test_all_options_are_in_the_long_help() -> None:
         ("pipeinfer generate --wire f16,q", ["f16,q8", "f16,q4"]),
         ("pipeinfer chat --ablate can", ["cancel"]),
         ("pipeinfer generate --chat-template chatm", ["chatml"]),
+        ("pipeinfer bench --modes off,sy", ["off,sync"]),
+        ("pipeinfer bench --suite tr", ["translate"]),
+        ("pipeinfer tune --suite co", ["code"]),
+        ("pipeinfer verify --pair demo-p", ["demo-plain"]),
+        ("pipeinfer verify --wire f16,q", ["f16,q8", "f16,q4"]),
     ],
 )
 def test_the_shell_completes(words: str, offered: list[str]) -> None:

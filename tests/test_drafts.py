@@ -12,6 +12,8 @@ from pipeline_helpers import DRAFT, TARGET
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.models.drafts import find_draft
 from pipeinfer_cpp.models.registry import Registry
+from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft
+from pipeinfer_cpp.workers.drafter import Drafter
 
 
 @pytest.fixture
@@ -47,3 +49,10 @@ def test_a_draft_is_offered_only_for_a_target_that_runs(target: Source) -> None:
     ran = pipeinfer("generate", *options, "--stages", 1)
     assert ran.code == 0 and "use it as the draft with --draft" in ran.err
     assert "Memory needed on this machine (" in ran.err and "): stage 0 " in ran.err  # though this is no terminal
+
+
+def test_a_draft_uses_the_cpu_where_only_the_stages_have_a_gpu() -> None:
+    """--gpu-layers is for them too; without a backend here it would be refused."""
+    options = ContextOptions(n_ctx=256, n_seq=2, chunk=64, threads=1, gpu_layers=99)
+    loaded = Drafter(LoadDraft(str(DRAFT), options, 1, (2,)), lambda: False).loaded
+    assert loaded.threads == 1

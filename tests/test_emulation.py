@@ -101,12 +101,12 @@ def test_a_file(tmp_path: Path) -> None:
 
 BAD = {
     "nodes = 3": "nodes",
-    "nodes = []": "names no nodes",
+    "nodes = []": "lists no nodes",
     "nodes = [{ ms = -1 }]": "ms",
     "nodes = [{ ms = 1, ms_per_layer = 1 }]": "either ms_per_layer or ms",
     "nodes = [{ ms = 1, speed = 1 }]": "speed",
     "nodes = [{ ms = 1, curve = { x = 2 } }]": "by number of rows",
-    "nodes = [{ ms = 1 }]\nlinks = [{ mbit = 1 }]": "names 1 links; 1 stages have 2",
+    "nodes = [{ ms = 1 }]\nlinks = [{ mbit = 1 }]": "lists 1 links; 1 stages have 2",
     "preset = 'fats'": "no preset 'fats'",
     "nodes = [": "not valid TOML",
 }
@@ -130,7 +130,7 @@ def test_no_such_cluster(what: str, n: int | None) -> None:
 def test_more_stages_than_a_files_nodes(tmp_path: Path) -> None:
     path = tmp_path / "cluster.toml"
     path.write_text("[emulate]\nnodes = [{ ms = 1 }]")
-    with pytest.raises(UserError, match="has 1 nodes, and 4 stages"):
+    with pytest.raises(UserError, match="has 1 nodes, but 4 stages"):
         load_cluster(str(path), 4)
 
 

@@ -91,12 +91,12 @@ def test_a_stage_that_is_frozen_is_told_and_goes_on_where_it_was() -> None:
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
         until(lambda: told, 3.0)
-        assert f"Stage 1 (layers 6-11) is suspended: this goes on when it does (kill -CONT {pid})." == told[0][1]
+        assert f"Stage 1 (layers 6-11) is suspended: wake it with kill -CONT {pid}." == told[0][1]
         time.sleep(max(0.0, stopped + 4.0 - time.monotonic()))
         assert not generation.done and len(told) == 1
         os.kill(pid, signal.SIGCONT)
         assert generation.wait(20).text == expected
-        assert told[1][1] == "Stage 1 (layers 6-11) answers again: this goes on."
+        assert told[1][1] == "Stage 1 (layers 6-11) answers again."
 
 
 def test_a_pipeline_with_a_frozen_stage_can_be_closed() -> None:
@@ -158,6 +158,25 @@ def test_without_its_draft_worker_a_generation_goes_on(mode: str, how: signal.Si
         p.configure(mode="off")
         assert text_of(p, n=24) == again.text
     assert not alive(draft)
+
+
+def test_a_draft_worker_that_answers_again_is_taken_up_again() -> None:
+    with local(stages=2, stretch=Stretch(0.01), mode="sync") as p:
+        first = p.generate(PROMPT, max_tokens=24, sampling=GREEDY).wait()
+        (draft,) = of_role("draft")
+        os.kill(draft, signal.SIGSTOP)
+        without = p.generate(PROMPT, max_tokens=24, sampling=GREEDY).wait()
+        assert without.warnings and not without.draft.accepted
+        p.configure(mode="off")  # it stays given up through other settings
+        p.configure(mode="sync")
+        os.kill(draft, signal.SIGCONT)
+        until(lambda: not p.driver._draft_watch.quiet, 5)
+        again = p.generate(PROMPT, max_tokens=24, sampling=GREEDY).wait()
+        assert not again.warnings and again.draft.accepted == first.draft.accepted > 0
+        assert first.text == without.text == again.text
+        os.kill(draft, signal.SIGKILL)
+        gone = p.generate(PROMPT, max_tokens=24, sampling=GREEDY).wait()
+        assert gone.text == first.text and "without speculation" in gone.warnings[0]
 
 
 def test_a_draft_worker_that_dies_at_rest_is_noticed() -> None:
@@ -305,12 +324,12 @@ def test_ctrl_c_ends_a_command_whose_stage_is_frozen(presses: int, tmp_path: Pat
     try:
         process.stdout.read(5)
         os.kill(max(worker_pids(process.pid)), signal.SIGSTOP)
-        began = time.monotonic()
         for _ in range(presses):
             time.sleep(0.5)
+            began = time.monotonic()
             process.send_signal(signal.SIGINT)
         assert process.wait(15) == 130
-        assert time.monotonic() - began < 7
+        assert time.monotonic() - began < 1.5
     finally:
         process.kill()
         process.wait()

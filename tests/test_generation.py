@@ -346,17 +346,17 @@ def test_an_interpreter_that_ends_without_close_leaves_nothing() -> None:
     until(lambda: not any(alive(pid) for pid in pids), 5)
 
 
-def test_a_busy_thread_costs_little_and_the_switch_interval_comes_back(pipeline: Pipeline) -> None:
+def test_a_busy_thread_costs_little_and_the_switch_interval_comes_back(p: Pipeline) -> None:
     """`scripts/busy_thread.py` measures it."""
     before = sys.getswitchinterval()
-    within = [sys.getswitchinterval() for _ in pipeline.generate(PROMPT, max_tokens=8, sampling=GREEDY)]
+    within = [sys.getswitchinterval() for _ in p.generate(PROMPT, max_tokens=8, sampling=GREEDY)]
     assert min(within) < 0.001
-    pipeline.forget()  # behind the driver's last word on that turn
+    p.forget()  # behind the driver's last word on that turn
     assert sys.getswitchinterval() == pytest.approx(before)
     sys.setswitchinterval(0.02)
     try:
-        pipeline.generate(PROMPT, max_tokens=2, sampling=GREEDY).wait()
-        pipeline.forget()
+        p.generate(PROMPT, max_tokens=2, sampling=GREEDY).wait()
+        p.forget()
         assert sys.getswitchinterval() == pytest.approx(0.02)
     finally:
         sys.setswitchinterval(before)

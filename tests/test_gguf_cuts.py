@@ -47,7 +47,7 @@ def test_the_finest_split(tmp_path: Path, name: str, finest: str) -> None:
     [
         ("smollm3", 2, "groups of 4"),
         ("ernie4_5-moe", 3, "groups of 2"),
-        ("exaone4-32b", 32, "knows this model by its 64 layers"),
+        ("exaone4-32b", 32, "recognises this model by its 64 layers"),
         ("deci-lists", 4, "layer 4 has no attention heads"),
         ("hy_v4", 3, "layer 3 looks at the tokens that a layer before it picked"),
         ("gemma4-e", 9, "layers 10-14 attend over the caches of the two layers before them"),
@@ -106,7 +106,7 @@ def test_a_pipeline_warns_of_a_split_that_was_moved(tmp_path: Path) -> None:
     ("name", "n_stages", "said"),
     [
         ("smollm3", 3, "can be cut into 2 slices at most, not 3: its layers differ in groups of 4"),
-        ("exaone4-32b", 2, "cannot be cut at all: llama.cpp knows this model by its 64 layers"),
+        ("exaone4-32b", 2, "cannot be cut at all: llama.cpp recognises this model by its 64 layers"),
         ("gpt-oss-default", 6, "can be cut into 4 slices at most, not 6"),
     ],
 )

@@ -223,5 +223,5 @@ def test_layers_that_predict_several_tokens_are_not_counted(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("first", "end"), [(0, 5), (-1, 2), (2, 2), (3, 1)])
 def test_layers_that_the_model_has_not_are_refused(model: Path, first: int, end: int) -> None:
-    with pytest.raises(UserError, match="no range"):
+    with pytest.raises(UserError, match="not a range"):
         slice_plan(Source.open(model), first, end)

@@ -213,7 +213,7 @@ def test_the_users_own_file_is_named(config: Path) -> None:
 
 
 def test_no_such_file_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.toml does not exist: models names a models\.toml\."):
+    with pytest.raises(UserError, match=r"none\.toml does not exist: models takes the path of a models\.toml\."):
         load_registry(tmp_path / "none.toml")
     with pytest.raises(UserError, match="cannot be read"):
         load_registry(tmp_path)

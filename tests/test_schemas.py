@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis_jsonschema import from_schema
 from sampler_helpers import demo_vocab, logits_after, text_of, tokens_of
 
-from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.errors import FormLost, UserError
 from pipeinfer_cpp.llama.guide import Guide
 from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.llama.sampler import Sampler
@@ -277,6 +277,24 @@ def test_lark_grammars_and_the_tokens_that_they_name() -> None:
         with pytest.raises(UserError, match=r"invalid (Lark grammar|regular expression|grammar): ") as caught:
             sampler(**form)
         assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "form", [{"regex": r"[^\x00-\U0010FFFF]"}, {"lark": "start: start"}, {"lark": "start: A\nA: /a/ & /b/"}], ids=str
+)
+def test_a_form_that_no_text_fits_is_refused_without_a_model(form: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"invalid (Lark grammar|regular expression): no text fits it\.$"):
+        guided_text(Sampling(**form))
+
+
+def test_what_is_refused_with_the_vocabulary_only_ends_a_turn_only() -> None:
+    pieces = demo_vocab()[2]
+    text = guided_text(Sampling(regex="[a-z]+"))
+    assert text is not None
+    broken = text.replace("[a-z]+", "[a-z")
+    for use in (Guide.all_allowed, Guide.prepare, lambda guide: guide.accept(5)):
+        with pytest.raises(FormLost, match="invalid grammar"):
+            use(Guide(pieces, broken))
 
 
 def test_control_tokens_are_no_text() -> None:

@@ -322,6 +322,16 @@ def test_a_message(client: Any, claude: Any) -> None:
     stopped = message(claude, system=system, messages=TOLD[1:], max_tokens=10, stop_sequences=["\ufffd", word])
     assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", word)
     assert word not in stopped.content[0].text
+    yes = {"format": {"type": "json_schema", "schema": {"type": "boolean"}}}
+    ended = message(claude, stop_sequences=["zebra"], extra_body={"temperature": 0, "output_config": yes})
+    assert (ended.stop_reason, ended.stop_sequence) == ("end_turn", None)
+
+
+def test_a_prompt_longer_than_the_context_is_counted(claude: Any) -> None:
+    talk = [{"role": "user", "content": "word " * 2000}]
+    assert claude.messages.count_tokens(model="demo", messages=talk).input_tokens > 2000
+    with pytest.raises(anthropic.BadRequestError, match="shorten it"):
+        message(claude, messages=talk)
 
 
 def test_a_message_in_events(claude: Any) -> None:
@@ -394,3 +404,32 @@ def test_errors_before_the_route_have_its_form(server: str) -> None:
         assert answer.status_code == 415 and key in answer.json()
     missing = httpx.post(f"{server}/v1/messages", json={"messages": QUESTION})
     assert missing.status_code == 400 and "max_tokens is missing" in missing.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "said"),
+    [
+        ("chat/completions", {"messages": [{"role": ["user"], "content": "x"}]}, "is none of"),
+        (
+            "chat/completions",
+            {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": 5}}},
+            "a list of tools",
+        ),
+        ("messages", {"tools": CLAUDES, "tool_choice": {"type": ["any"]}}, "needs the type"),
+    ],
+)
+def test_values_of_another_type_are_refused(server: str, path: str, more: dict[str, Any], said: str) -> None:
+    answer = httpx.post(f"{server}/v1/{path}", json={"messages": QUESTION, "max_tokens": 4, **more})
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/v1/messages", "api_error"), ("/v1/responses", "server_error")])
+def test_a_mistake_of_the_server_is_said_in_its_form(path: str, kind: str) -> None:
+    from starlette.requests import Request
+
+    from pipeinfer_cpp.server.app import _broken
+
+    scope = {"type": "http", "path": path, "headers": [], "query_string": b"", "server": ("here", 80)}
+    answer = _broken(Request(scope), TypeError("odd"))
+    said = json.loads(bytes(answer.body))["error"]
+    assert answer.status_code == 500 and said["type"] == kind and "TypeError: odd" in said["message"]

@@ -147,3 +147,26 @@ def test_a_conversation_of_turns() -> None:
     again = cluster.generate(world.text[:80], 10)
     assert again.tokens == world.text[80:90]
     assert cluster.engine.slots[0].stats.rows < 80
+
+
+@pytest.mark.parametrize(("n_stages", "first", "further"), [(1, 0.02, 0.02), (2, 0.05, 0.05), (4, 0.02, 0.018)])
+def test_short_answers_of_a_draft_that_is_never_right_cost_next_to_nothing(
+    n_stages: int, first: float, further: float
+) -> None:
+    """Twenty answers of twelve tokens, where each row of a run is dear: the governor learns over answers."""
+    world, curves = independent(200, 0.0), [CostCurve.linear(first, further)] * n_stages
+
+    def seconds(**settings: Any) -> float:
+        cluster = Cluster(world, curves, Settings(n_ctx=300, max_rows=16, **settings), draft_s=DRAFT, hop=HOP)
+        return sum(_took(cluster, world.text[: 8 + i]) for i in range(20))
+
+    off = seconds(mode="off")
+    assert seconds(mode="async") < 1.05 * off
+    if n_stages > 1:
+        assert seconds(mode="async", governor=False, ablate=frozenset({"cancel"})) > 1.05 * off
+
+
+def _took(cluster: Cluster, prompt: list[int]) -> float:
+    began = cluster.clock.now
+    cluster.generate(prompt, 12)
+    return cluster.clock.now - began

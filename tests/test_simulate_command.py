@@ -134,7 +134,7 @@ def test_no_engine_beats_the_limits_of_any_cluster(seed: int) -> None:
         (["--stages", "129"], "--stages must be between 1 and 128"),
         (["--acceptance", "1.5"], "--acceptance must be between 0 and 1"),
         (["--replay", "nowhere.json"], "nowhere.json cannot be read"),
-        (["--replay", __file__], "is no recording"),
+        (["--replay", __file__], "is not a recording"),
         (["--wire", "q5"], "--wire q5 is not one of"),
         (["--ablate", "everything"], "--ablate takes"),
         (["--layers", "3", "--stages", "8"], "layers"),

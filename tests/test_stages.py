@@ -324,7 +324,7 @@ def test_an_address_of_runs_where_nobody_listens() -> None:
             with local(stages=[address], draft=None) as p:  # as it should be
                 text_of(p, n=2)
             os.unlink(f"{folder}/sr")
-            with pytest.raises(UserError, match=rf"Stage 0 .*{folder}/s is ready, but nobody answers .*{folder}/sr"):
+            with pytest.raises(UserError, match=rf"Stage 0 .*{folder}/s is ready, but nothing answers .*{folder}/sr"):
                 local(stages=[address], draft=None)
         finally:
             process.kill()

@@ -117,7 +117,7 @@ BAD = ["", "{", "[]", "{}", '{"traceEvents": 3}', '{"traceEvents": [{"ph": "X"}]
 def test_what_is_no_trace(tmp_path: Path, text: str) -> None:
     path = tmp_path / "trace.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"is no trace"):
+    with pytest.raises(UserError, match=r"is not a trace"):
         read_timeline(path)
 
 
@@ -125,7 +125,7 @@ def test_what_is_no_trace(tmp_path: Path, text: str) -> None:
     ("args", "sentence"),
     [
         (["nowhere.json"], "nowhere.json cannot be read"),
-        ([__file__], "is no trace"),
+        ([__file__], "is not a trace"),
         (["TRACE", "-o", "x.gif"], "must end in"),
         (["TRACE", "-o", "/nowhere/x.html"], "folder does not exist"),
         (["TRACE", "--from", "2", "--to", "1"], "--from and --to"),

@@ -36,7 +36,7 @@ def run(args: Sequence[str]) -> int:
             except SystemExit as ended:
                 return ended.code if isinstance(ended.code, int) else 1
             except KeyboardInterrupt:
-                return 130
+                return _stopped()
             except Exception as error:
                 if _nobody_reads(error):
                     from pipeinfer_cpp.cli.streams import drop_stdout
@@ -45,22 +45,30 @@ def run(args: Sequence[str]) -> int:
                     return 141
                 return _explain(error, args)
     except KeyboardInterrupt:  # before or behind everything
-        return 130
+        return _stopped()
 
 
 def _invoke(args: Sequence[str]) -> int:
     import typer
 
     from pipeinfer_cpp.cli.app import command
+    from pipeinfer_cpp.cli.help import Stopped
 
     try:
         code = command().main(list(args), prog_name="pipeinfer", standalone_mode=False)
-    except typer.Abort:
-        return 130
+    except (typer.Abort, Stopped):
+        return _stopped()
     except typer.Exit as ended:
         code = ended.exit_code
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
+
+
+def _stopped() -> int:
+    """Ctrl-C where a command has nothing to say of it itself."""
+    with contextlib.suppress(OSError, AttributeError):
+        print("Stopped.", file=sys.stderr, flush=True)
+    return 130
 
 
 def _nobody_reads(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeinfer_cpp.cli import completing
 from pipeinfer_cpp.cli.common import PipelineOptions
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.errors import UserError
@@ -26,9 +27,15 @@ def bench(
             help="Arms to compare, the first is the yardstick: off, sync:4, async, async-cancel, async:cutoff=0.5, "
             "or ablation (default: off,sync:4,async).",
             metavar="ARM,...",
+            autocompletion=completing.arms,
         ),
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="story (default), chat, translate or code.", metavar="NAME")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="story (default), chat, translate or code.", metavar="NAME", autocompletion=completing.suites
+        ),
+    ] = None,
     prompt_file: Annotated[
         Path | None, typer.Option(help="Prompts of your own, one a line.", metavar="FILE", dir_okay=False)
     ] = None,

@@ -31,3 +31,17 @@ def templates(incomplete: str) -> list[str]:
     from pipeinfer_cpp.llama.chat_templates import builtin_names
 
     return among(builtin_names())(incomplete)
+
+
+def suites(incomplete: str) -> list[str]:
+    """Prompts by use."""
+    from pipeinfer_cpp.lab.suites import SUITES
+
+    return among(SUITES)(incomplete)
+
+
+def arms(incomplete: str) -> list[str]:
+    """What `bench --modes` compares."""
+    from pipeinfer_cpp.lab.arms import ABLATION
+
+    return among(["off", "async", "sync", *ABLATION.split()[2:], "ablation"], several=True)(incomplete)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pipeinfer_cpp.results import Result
 
 
-GRACE = 3.0
-"""Seconds that the stages have to end a generation that Ctrl-C cancelled."""
+GRACE, OF_SUSPENDED = 3.0, 0.2
+"""Seconds that the stages have to end a generation that Ctrl-C cancelled, and where one of them is suspended."""
 
 
 @with_options(PipelineOptions, SamplingOptions)
@@ -100,7 +100,8 @@ def generate(
                 write(token.text)
         except KeyboardInterrupt:
             try:
-                generation.cancel(GRACE)
+                stopped = any(process.stopped() for process in pipeline.processes)
+                generation.cancel(OF_SUSPENDED if stopped else GRACE)
             except TimeoutError:
                 notice("A stage does not answer: this ends without it.")
                 raise typer.Exit(130) from None

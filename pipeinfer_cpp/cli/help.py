@@ -14,6 +14,10 @@ class ReaderLeft(Exception):
     """Whoever read our output has gone. Not a BrokenPipeError, of which typer makes an end of its own."""
 
 
+class Stopped(Exception):
+    """Ctrl-C. As a KeyboardInterrupt typer would make it a code that a command may have chosen itself."""
+
+
 class Group(TyperGroup):
     """The whole command. Its help names the commands in the groups of `PANELS`."""
 
@@ -22,12 +26,16 @@ class Group(TyperGroup):
             return super().make_context(*args, **more)
         except BrokenPipeError:
             raise ReaderLeft from None
+        except KeyboardInterrupt:
+            raise Stopped from None
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             raise ReaderLeft from None
+        except KeyboardInterrupt:
+            raise Stopped from None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         lines = [f"Usage: {ctx.command_path} COMMAND [OPTIONS]", ""]

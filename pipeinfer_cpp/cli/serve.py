@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import dataclasses
 import ipaddress
+import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +19,7 @@ import typer
 from pipeinfer_cpp.cli import completing
 from pipeinfer_cpp.cli.common import PipelineOptions
 from pipeinfer_cpp.cli.groups import with_options
+from pipeinfer_cpp.cli.signals import ENDING
 from pipeinfer_cpp.errors import PipeInferError, UserError
 
 if TYPE_CHECKING:
@@ -100,22 +104,47 @@ def serve(
     with listening, opened(options, "tell") as pipeline:
         for warning in pipeline.warnings:
             print(warning, file=sys.stderr)
-        asyncio.run(_serve(pipeline, settings, (template, variables), listening))
+        signals = asyncio.run(_serve(pipeline, settings, (template, variables), listening))
         if pipeline.driver.failure is not None:
             raise PipeInferError(f"The pipeline has ended: {pipeline.driver.failure}")
+    if signals:
+        raise typer.Exit(128 + signals[0])
 
 
-async def _serve(pipeline: Pipeline, settings: Settings, template: tuple[Any, Any], listening: socket.socket) -> None:
+async def _serve(
+    pipeline: Pipeline, settings: Settings, template: tuple[Any, Any], listening: socket.socket
+) -> list[int]:
+    """Until a signal comes, or the pipeline ends. Returns the signals that came."""
     import uvicorn
 
     from pipeinfer_cpp.server.app import Server
     from pipeinfer_cpp.server.prompts import Prompts
 
+    signals: list[int] = []
+
+    class Web(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """The first signal asks for an orderly end. (uvicorn raises it again within the event loop, which tears
+            that down while threads work for it.)"""
+
+            def ask(number: int, frame: FrameType | None) -> None:
+                signals.append(number)
+                self.handle_exit(number, frame)
+
+            wanted = [n for n in (signal.SIGINT, *ENDING) if signal.getsignal(n) is not signal.SIG_IGN]
+            old = {n: signal.signal(n, ask) for n in wanted}
+            try:
+                yield
+            finally:
+                for n, handler in old.items():
+                    signal.signal(n, handler)
+
     server = Server(pipeline, settings, Prompts(pipeline, *template))
     config = uvicorn.Config(
         server.app, log_level="error", access_log=False, timeout_graceful_shutdown=3, server_header=False
     )
-    web = uvicorn.Server(config)
+    web = Web(config)
     serving = asyncio.create_task(web.serve(sockets=[listening]))
     while not web.started and not serving.done():
         await asyncio.sleep(0.02)
@@ -132,6 +161,7 @@ async def _serve(pipeline: Pipeline, settings: Settings, template: tuple[Any, An
             web.should_exit = True
         with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
             await asyncio.wait_for(asyncio.shield(serving), 0.5)
+    return signals
 
 
 def _keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipeinfer_cpp.cli import completing
 from pipeinfer_cpp.cli.common import PipelineOptions
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.errors import UserError
@@ -16,7 +17,12 @@ from pipeinfer_cpp.errors import UserError
 @with_options(PipelineOptions)
 def tune(
     pipeline_options: PipelineOptions,
-    suite: Annotated[str | None, typer.Option(help="story (default), chat, translate or code.", metavar="NAME")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="story (default), chat, translate or code.", metavar="NAME", autocompletion=completing.suites
+        ),
+    ] = None,
     prompt_file: Annotated[
         Path | None, typer.Option(help="Prompts of your own, one a line.", metavar="FILE", dir_okay=False)
     ] = None,

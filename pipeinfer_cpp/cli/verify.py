@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeinfer_cpp.cli import completing
 from pipeinfer_cpp.cli.streams import write_json
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.machine import cores
+from pipeinfer_cpp.net.messages import WIRES
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.lab.fidelity import Fidelity
@@ -26,8 +28,20 @@ OPENINGS = (
 
 
 def verify(
-    wire: Annotated[str, typer.Option(help="Codecs to look at: f16, bf16, q8, q4.", metavar="CODEC,...")],
-    pair: Annotated[str | None, typer.Option(help="A pair of models.toml (default: demo).", metavar="NAME")] = None,
+    wire: Annotated[
+        str,
+        typer.Option(
+            help="Codecs to look at: f16, bf16, q8, q4.",
+            metavar="CODEC,...",
+            autocompletion=completing.among(WIRES, several=True),
+        ),
+    ],
+    pair: Annotated[
+        str | None,
+        typer.Option(
+            help="A pair of models.toml (default: demo).", metavar="NAME", autocompletion=completing.pairs
+        ),
+    ] = None,
     target: Annotated[Path | None, typer.Option(help="Or a model, a GGUF.", metavar="FILE")] = None,
     models: Annotated[Path | None, typer.Option(help="A further models.toml.", metavar="FILE")] = None,
     stages: Annotated[int, typer.Option(help="Stages, so N - 1 links.", metavar="N")] = 2,
@@ -42,7 +56,6 @@ def verify(
     The whole model is loaded here, cut into slices with the codec between them.
     """
     from pipeinfer_cpp.lab.suites import own_prompts
-    from pipeinfer_cpp.net.messages import WIRES
 
     names = [name.strip() for name in wire.split(",")]
     for name in names:
@@ -82,11 +95,13 @@ def _measure(path: Path, stages: int, wires: list[str], prompts: Sequence[str], 
     from pipeinfer_cpp.lab.fidelity import Chain, compare
     from pipeinfer_cpp.llama.vocabulary import Vocabulary
     from pipeinfer_cpp.net.codecs import codec
+    from pipeinfer_cpp.proof.vocabulary import check_vocabulary
     from pipeinfer_cpp.ui.progress import opening
 
     source = Source.open(path)
     for name in wires:
         codec(name, source.n_embd)
+    check_vocabulary(source)
     vocabulary = Vocabulary(path)
     tokens = [vocabulary.tokenize(text, begin=True) for text in prompts]
     tokens = [t for t in tokens if len(t) > 1]

@@ -16,7 +16,7 @@ class Answer:
 
     def __init__(self, turn: Turn, now: float, piece: Callable[[int], bytes], bytes_before: int) -> None:
         """`bytes_before`: of cancellations, sent before the turn."""
-        self.turn, self.tally = turn, Tally(now)
+        self.turn, self.tally = turn, Tally(now, warnings=[*turn.notes])
         self.keep: int | None = None
         self._text, self._piece, self._bytes_before = TextStream(turn.stops), piece, bytes_before
 

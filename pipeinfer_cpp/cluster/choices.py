@@ -60,7 +60,7 @@ def chosen_layers(options: Options, target: Source) -> tuple[list[LayerRange], l
         )
         ranges, notes = fit_split(target, wanted)
     if len(ranges) != options.n_stages:
-        raise UserError(f"--layers or --split names {len(ranges)} parts, but there are {options.n_stages} stages.")
+        raise UserError(f"--layers or --split gives {len(ranges)} parts, but there are {options.n_stages} stages.")
     return ranges, notes
 
 

@@ -26,7 +26,7 @@ def back(said: RunBack, in_flight: Mapping[int, InFlight], n_vocab: int) -> str 
         return f"it names likely tokens in run {said.run} that cannot be"
     for token, logprob in said.draws:
         if not LOST <= token < n_vocab or math.isnan(logprob):
-            return f"it drew token {token} with log-probability {logprob} in run {said.run}, which cannot be"
+            return f"it drew token {token} with log-probability {logprob} in run {said.run}, which is impossible"
     return None
 
 
@@ -38,7 +38,7 @@ def ready(said: StageReady, stage: int, last_run: int) -> str | None:
         return f"it passed on run {said.run}, which was never sent"
     seconds = said.ended - said.began
     if not (math.isfinite(seconds) and seconds >= 0 and said.bytes_out >= 0):
-        return f"it says that run {said.run} took {seconds} s and {said.bytes_out} bytes, which cannot be"
+        return f"it says that run {said.run} took {seconds} s and {said.bytes_out} bytes, which is impossible"
     return None
 
 
@@ -47,7 +47,7 @@ def drafted(said: Drafted, n_vocab: int) -> str | None:
     if not (0 <= said.token < n_vocab and -1 <= said.second < n_vocab):
         return f"it drafted token {said.token} or {said.second}, which the target does not have"
     if not (0 <= said.prob <= 1 and 0 <= said.second_prob <= 1 and math.isfinite(said.ended - said.began)):
-        return f"it gives token {said.token} the probability {said.prob}, which cannot be"
+        return f"it gives token {said.token} the probability {said.prob}, which is impossible"
     return None
 
 
@@ -55,7 +55,7 @@ def loaded(said: Loaded, stage: bool) -> str | None:
     """What a worker measured at its start; only a `stage` has a curve."""
     times = said.curve.values()
     if stage and not (said.curve and min(said.curve) == 1 and all(math.isfinite(t) and t >= 0 for t in times)):
-        return "it measured times that cannot be"
+        return "it measured impossible times"
     if said.safe_width < 1 or said.threads < 0:
-        return f"it takes {said.safe_width} rows with {said.threads} threads, which cannot be"
+        return f"it takes {said.safe_width} rows with {said.threads} threads, which is impossible"
     return None

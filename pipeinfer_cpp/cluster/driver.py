@@ -53,6 +53,8 @@ class Driver:
         notice: Notice = lambda _text: None,
     ) -> None:
         self._stages, self._draft = list(stages), draft
+        self._silent: Peer | None = None
+        """The draft worker, while it is given up for its silence only: it is taken up again when it answers."""
         self._curves, self._piece, self._n_vocab = list(curves), piece, n_vocab
         self.exact = exact
         self._active = active
@@ -265,7 +267,7 @@ class Driver:
 
     def _believe(self, stage: Peer, wrong: str | None) -> None:
         if wrong is not None:
-            raise WorkerDied(f"{stage.title} says what cannot be: {wrong}. This pipeline is ended; start it again.")
+            raise WorkerDied(f"{stage.title} sent something impossible: {wrong}. This pipeline has ended: reopen it.")
 
     def _begin(self, turn: Turn, before: Callable[[Slot], None]) -> None:
         slot = self.engine.slots[turn.slot]
@@ -273,6 +275,7 @@ class Driver:
             turn.end(self.failure or PipeInferError("Another generation is under way on this pipeline."))
             return
         before(slot)
+        self._take_up_draft()
         now = clock()
         if not self._answers:
             switching.enter()
@@ -409,12 +412,14 @@ class Driver:
     def _patrol(self) -> None:
         for _, death in self._watch.look():
             raise death
-        for _, death in self._draft_watch.look():
+        for gone, death in self._draft_watch.look():
+            self._draft_watch.lost(gone)
             self._lose_draft(str(death))
         if (draft := self._draft) is not None and draft in self._draft_watch.quiet:
             process = draft.process
             if clock() - draft.heard > self._patience or (process is not None and process.stopped()):
                 self._lose_draft(f"{draft.name} does not answer any more, though its process is there")
+                self._silent = draft
         in_flight = self.engine.pipe.in_flight
         if self._watch.quiet or not in_flight:
             self._moved = clock()  # silence is judged by the watch
@@ -437,11 +442,16 @@ class Driver:
         )
 
     def _lose_draft(self, reason: str) -> None:
-        self.draft_note = f"The draft worker is gone, so this goes on without speculation ({reason.rstrip('.')})."
+        self.draft_note = f"The draft worker is gone, so the text continues without speculation ({reason.rstrip('.')})."
         self._figures.event(self.draft_note)
         for answer in self._answers.values():
             answer.tally.warnings.append(self.draft_note)
-        if self._draft is not None and self._draft in self._draft_watch.peers:
-            self._draft_watch.lost(self._draft)
-        self._draft = self._outbox.draft = None
+        self._draft = self._outbox.draft = self._silent = None
         self._feed(ev.DraftLost())
+
+    def _take_up_draft(self) -> None:
+        """Between turns: a draft worker that was silent and answers again speculates again."""
+        if self._silent is not None and self._silent not in self._draft_watch.quiet and self.engine.idle:
+            self._draft = self._outbox.draft = self._silent
+            self._silent, self.draft_note = None, ""
+            self.engine.worker.alive = self.engine.settings.mode != "off"

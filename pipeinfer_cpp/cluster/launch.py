@@ -127,14 +127,14 @@ class Process:
         self.stop(0.0)
 
     def stop(self, deadline: float) -> None:
-        """Close its lifeline; kill it when it has not ended by `deadline` (monotonic seconds)."""
+        """Close its lifeline; kill it when it has not ended by `deadline` (monotonic seconds), or is suspended."""
         if self not in self._ours:
             return
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
         try:
-            self._process.wait(max(0.0, deadline - time.monotonic()))
+            self._process.wait(0.0 if self.stopped() else max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

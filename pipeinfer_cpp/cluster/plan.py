@@ -21,6 +21,7 @@ from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Mes
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.options import Options
 from pipeinfer_cpp.proof.prove import prove
+from pipeinfer_cpp.proof.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.models import Pair
@@ -215,6 +216,7 @@ def make_plan(options: Options, report: Report | None = None) -> Plan:
     plan.tell()
     if report:
         report("coordinator", "testing the split on a small model of its kind", 0, 1)
+    check_vocabulary(plan.target)
     proof = prove(plan.target, plan.ranges)
     plan.warnings += filter(None, [proof.note])
     if report and proof.outcome == "untested":

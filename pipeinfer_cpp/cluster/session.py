@@ -88,7 +88,7 @@ class Peer:
         except WorkerDied as error:
             if not self.remote:
                 raise
-            raise UserError(f"What listens at {self.address} is no pipeinfer stage (for {self.name}).") from error
+            raise UserError(f"What answers at {self.address} is not a pipeinfer stage (for {self.name}).") from error
         if welcome.runs is not None:
             self.runs = Link(self._network.context, welcome.runs, ToCoordinator)
             self.runs.send(Hello(PROTOCOL, package_version(), llama_version(), "runs", session))
@@ -109,7 +109,7 @@ class Peer:
             self.check()
             if clock() - began > timeout and not (self.process is not None and self.process.stopped()):
                 raise UserError(
-                    f"{self.title} is ready, but nobody answers where its runs go, {self.runs.address}: "
+                    f"{self.title} is ready, but nothing answers at its address for runs, {self.runs.address}: "
                     "was that socket removed? Start the stage again."
                 )
 
@@ -178,7 +178,7 @@ class Loading:
                 match message:
                     case Loaded():
                         if (wrong := claims.loaded(message, peer.name.startswith("Stage"))) is not None:
-                            raise WorkerDied(f"{peer.title} says what cannot be: {wrong}. Start it again.")
+                            raise WorkerDied(f"{peer.title} sent something impossible: {wrong}. Start it again.")
                         self._loaded[peer] = message
                         self._report(peer.name, "ready", 1, 1)
                     case Progress(what, done, total):

@@ -24,9 +24,12 @@ class Turn:
         goes_on: bool = False,
         stop_tokens: frozenset[int] = frozenset(),
         owner: str = "",
+        notes: Sequence[str] = (),
     ) -> None:
+        """`notes`: what the result shall warn of."""
         self.prompt, self.max_tokens, self.sampling, self.stops = prompt, max_tokens, sampling, stops
         self.goes_on, self.stop_tokens, self.owner = goes_on, stop_tokens, owner
+        self.notes = notes
         self.slot = 0
         self.tokens: list[Token] = []
         self.result: Result | None = None

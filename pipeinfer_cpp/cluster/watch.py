@@ -74,7 +74,7 @@ class Watch:
         silent = now - peer.heard
         if silent < QUIET:
             if self.quiet.pop(peer, None) is not None:
-                self.notice(f"{peer.name} answers again: this goes on.")
+                self.notice(f"{peer.name} answers again.")
             return
         if peer.process is None and silent > self.limit:
             raise WorkerDied(
@@ -92,5 +92,5 @@ class Watch:
                 f"{peer.name} at {peer.address} does not answer; it has {self.limit:.0f} s before it is given up."
             )
         if process.stopped():
-            return f"{peer.name} is suspended: this goes on when it does (kill -CONT {process.pid})."
+            return f"{peer.name} is suspended: wake it with kill -CONT {process.pid}."
         return f"{peer.name} does not answer, though its process ({process.pid}) is there: waiting for it."

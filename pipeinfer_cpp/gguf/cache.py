@@ -176,7 +176,7 @@ def _keep(plan: SlicePlan, path: Path, final: Path, digest: str, written: Writte
     """Give a slice that was just written its name, and its record."""
     header, samples = _quick_hashes(path, written.data_start)
     if header != written.header_sha256:
-        raise PipeInferError(f"{path} reads back other than it was written: check that disk.")
+        raise PipeInferError(f"{path} reads back differently from what was written: check that disk.")
     _record_of(final).unlink(missing_ok=True)
     path.replace(final)
     record = Record(

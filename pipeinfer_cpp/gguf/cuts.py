@@ -54,7 +54,7 @@ class Cuts:
         if never:
             return never
         if (self.source.architecture, layers.n) in _BY_COUNT:
-            return f"llama.cpp knows this model by its {layers.n} layers and computes otherwise without all of them"
+            return f"llama.cpp recognises this model by its {layers.n} layers and computes differently with fewer"
         if self.source.architecture == "llama4" and layers.get(SWA_WINDOW) == 0:
             return "llama.cpp leaves out rope in the last layer of such a model, and would do so in each slice"
         if at % step:

@@ -110,9 +110,9 @@ def _sentence(file: BinaryIO, path: Path) -> str:
     try:
         pid = int(file.read(20))
     except ValueError:
-        return f"Waiting for another process, which cuts or reads the same model and holds {path}; Ctrl-C ends this."
-    how = f"is suspended (kill -CONT {pid} wakes it, kill -9 {pid} ends it)" if suspended(pid) else "is at it"
-    return f"Waiting for process {pid}, which cuts or reads the same model: it {how}; Ctrl-C ends this."
+        return f"Waiting for another process that is at the same model and holds {path}; Ctrl-C stops waiting."
+    how = f"is suspended (kill -CONT {pid} wakes it, kill -9 {pid} ends it)" if suspended(pid) else "is still running"
+    return f"Waiting for process {pid}, which is cutting or reading the same model: it {how}; Ctrl-C stops waiting."
 
 
 def cache_folder(name: str, given: str | os.PathLike[str] | None = None) -> Path:

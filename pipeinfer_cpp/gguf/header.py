@@ -138,13 +138,13 @@ class _Reader:
         table = [self._tensor_info() for _ in range(n_tensors)]
         alignment = keys["general.alignment"].value if "general.alignment" in keys else DEFAULT_ALIGNMENT
         if not isinstance(alignment, int) or alignment < 1:
-            raise self._damaged("its alignment is no positive number")
+            raise self._damaged("its alignment is not a positive number")
         start = pad(self._at, alignment)
         tensors: dict[str, Tensor] = {}
         for name, shape, kind, offset in table:
             tensors[name] = Tensor(name, shape, kind, self._bytes_of(name, shape, kind), self._path, start + offset)
         if len(tensors) != n_tensors:
-            raise self._damaged("two of its tensors have one name")
+            raise self._damaged("two of its tensors have the same name")
         need = max((t.offset + t.n_bytes for t in tensors.values()), default=0)
         if need > self._size:
             raise _truncated(self._path, self._size, need)

@@ -75,7 +75,7 @@ def axes_of(source: Source, tensor: Tensor, old: Sizes) -> Axes:
     if axes is None or (layer and int(layer[1]) >= old.layers):
         raise UserError(f"{source.path} holds the tensor {tensor.name}, which no rule covers: it is not inflated.")
     if tensor.shape != tuple(old.along(axis) for axis in axes):
-        raise UserError(f"{source.path} is damaged: {tensor.name} has not the shape that its keys promise.")
+        raise UserError(f"{source.path} is damaged: {tensor.name} does not have the shape that its keys give.")
     return axes
 
 

@@ -73,7 +73,7 @@ def slice_plan(source: Source, first_layer: int, end_layer: int) -> SlicePlan:
         raise UserError(f"{source.path} is a slice already: cut the whole model instead.")
     if not 0 <= first_layer < end_layer <= n_layers:
         raise UserError(
-            f"{source.path.name} has layers 0-{n_layers - 1}: {first_layer}-{end_layer - 1} is no range of them."
+            f"{source.path.name} has layers 0-{n_layers - 1}: {first_layer}-{end_layer - 1} is not a range of them."
         )
     refusal = Cuts(source).refusal_of(first_layer, end_layer)
     if refusal:

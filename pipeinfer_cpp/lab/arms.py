@@ -34,7 +34,7 @@ def parse_arms(text: str) -> list[Arm]:
     """
     names = text.replace(",", " ").replace("ablation", ABLATION).split()
     if not names:
-        raise UserError("--modes names nothing: write off,sync:4,async.")
+        raise UserError("--modes is empty: write off,sync:4,async.")
     arms = [_arm(name) for name in dict.fromkeys(names)]
     governor = not any(arm.changes["ablate"] for arm in arms)
     return [Arm(arm.name, {**arm.changes, "governor": governor}) for arm in arms]
@@ -48,7 +48,7 @@ def _arm(name: str) -> Arm:
     changes: dict[str, Any] = {"mode": mode, "ablate": frozenset()}
     if technique:
         if technique not in TECHNIQUES or mode != "async":
-            raise UserError(f"--modes {name}: behind async- stands one of {', '.join(TECHNIQUES)}.")
+            raise UserError(f"--modes {name}: async- is followed by one of {', '.join(TECHNIQUES)}.")
         changes["ablate"] = frozenset({technique})
     for part in tail.split(":") if tail else ():
         key, _, value = part.partition("=") if "=" in part else ("draft_max", "", part)
@@ -57,7 +57,7 @@ def _arm(name: str) -> Arm:
         try:
             changes[key] = _FIELDS[key](value)
         except ValueError:
-            raise UserError(f"--modes {name}: {value!r} is no value for {key}.") from None
+            raise UserError(f"--modes {name}: {value!r} is not a value for {key}.") from None
     limits = {"draft_max": (1, 63)}
     for key, value in changes.items():
         low, high = limits.get(key, (0, 1))

@@ -20,14 +20,14 @@ def regressions(now: Sequence[Done], then: Sequence[Done]) -> list[str]:
     """
     earlier = {done.key: done for done in then}
     if not any(done.key in earlier for done in now):
-        raise UserError("The baseline has no cell of this configuration: run it with the same options.")
+        raise UserError("The baseline has no result for this configuration: run it with the same options.")
     found = []
     for done in now:
         old = earlier.get(done.key)
         if old is None:
             continue
         if (why := done.comparison.receipt.comparable(old.comparison.receipt)) is not None:
-            raise UserError(f"The baseline is of something else: {why}.")
+            raise UserError(f"The baseline measured something else: {why}.")
         for name, ratio in done.comparison.ratios.items():
             before = old.comparison.ratios.get(name)
             if before is None:

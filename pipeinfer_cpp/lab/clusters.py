@@ -97,22 +97,22 @@ def unfold(name: str, data: object, n_stages: int | None = None, where: str = "t
             emulate = {**PRESETS[str(base)]["emulate"], **emulate}
         emulation = msgspec.convert(emulate, Emulation)
     except msgspec.ValidationError as error:
-        raise UserError(f"{where} is no cluster.toml: {error}.") from None
+        raise UserError(f"{where} is not a valid cluster.toml: {error}.") from None
     nodes = [msgspec.structs.replace(node, count=1) for node in emulation.nodes for _ in range(node.count)]
     if not nodes:
-        raise UserError(f"{where} names no nodes.")
+        raise UserError(f"{where} lists no nodes.")
     for node in nodes:
         if (node.ms is None) == (node.ms_per_layer is None):
-            raise UserError(f"{where}: each node has either ms_per_layer or ms.")
+            raise UserError(f"{where}: each node needs either ms_per_layer or ms.")
         if any(not rows.isdigit() or int(rows) < 2 for rows in node.curve):
             raise UserError(f"{where}: a curve gives times by number of rows, such as {{ 2 = 1.3, 8 = 2.4 }}.")
     if n_stages is not None and n_stages != len(nodes):
         if not where.startswith("the preset") and base is None:
-            raise UserError(f"{where} has {len(nodes)} nodes, and {n_stages} stages were asked for.")
+            raise UserError(f"{where} has {len(nodes)} nodes, but {n_stages} stages were asked for.")
         nodes = [nodes[i % len(nodes)] for i in range(n_stages)]
     links = emulation.links or [emulation.link] * (len(nodes) + 1)
     if len(links) != len(nodes) + 1:
-        raise UserError(f"{where} names {len(links)} links; {len(nodes)} stages have {len(nodes) + 1}, in a ring.")
+        raise UserError(f"{where} lists {len(links)} links; {len(nodes)} stages have {len(nodes) + 1}, in a ring.")
     return Cluster(name, tuple(nodes), tuple(links), emulation.draft_ms)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -53,6 +54,9 @@ class Fidelity(msgspec.Struct, frozen=True):
         return f"Do not use {self.wire} with this model: it changes too much."
 
 
+Ids = NDArray[np.int32]
+
+
 class Chain:
     """All slices of a model in this process, with a codec on each link."""
 
@@ -85,7 +89,7 @@ class Chain:
                     else:
                         chosen = codec(wire, self.width)
                         x = chosen.decode(chosen.encode(x), n, self.width)
-                x = context.decode(ids, pos, seq, hidden=x)
+                x = _decoded(context, ids, pos, seq, x)
             assert x is not None
             out.append(x[max(0, begin - a) :].astype(np.float32))
         return np.concatenate(out)
@@ -98,7 +102,7 @@ class Chain:
             ids, pos, seq = np.array(text[-1:], np.int32), np.array([len(text) - 1], np.int32), np.zeros(1, np.int32)
             x: NDArray[np.float32] | None = None
             for context in self._contexts:
-                x = context.decode(ids, pos, seq, hidden=x)
+                x = _decoded(context, ids, pos, seq, x)
             assert x is not None
             token = int(x[0].argmax())
             if token in eog:
@@ -109,6 +113,22 @@ class Chain:
     def close(self) -> None:
         for context in self._contexts:
             context.close()
+
+
+def _decoded(context: SliceContext, ids: Ids, pos: Ids, seq: Ids, x: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """One decode. Ctrl-C waits for its end: within a callback Python would lose it."""
+    presses: list[int] = []
+    old = signal.getsignal(signal.SIGINT)
+    if old is signal.SIG_IGN:
+        return context.decode(ids, pos, seq, hidden=x)
+    signal.signal(signal.SIGINT, lambda number, _frame: presses.append(number))
+    try:
+        out = context.decode(ids, pos, seq, hidden=x)
+    finally:
+        signal.signal(signal.SIGINT, old)
+    if presses:
+        raise KeyboardInterrupt
+    return out
 
 
 def compare(

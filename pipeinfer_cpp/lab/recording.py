@@ -78,9 +78,9 @@ def save(path: Path, recordings: Sequence[Recording]) -> None:
 
 def load(path: Path) -> list[Recording]:
     """Raises UserError where it is no recording."""
-    found = read_records(path, Recording, "is no recording of `pipeinfer bench --record`")
+    found = read_records(path, Recording, "is not a recording of `pipeinfer bench --record`")
     if not found or any(len(r.text) != len(r.guesses) or not r.prompt or not r.text for r in found):
-        raise UserError(f"{path} is no recording of `pipeinfer bench --record`: it has no text, or no guesses for it.")
+        raise UserError(f"{path} is not a recording of `pipeinfer bench --record`: it lacks a text, or guesses for it.")
     return found
 
 

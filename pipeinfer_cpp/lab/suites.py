@@ -87,8 +87,8 @@ def own_prompts(file: Path) -> tuple[str, ...]:
         lines = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8 text'}."
+            f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}."
         ) from None
     if not lines:
-        raise UserError(f"{file} holds no prompt: write one a line.")
+        raise UserError(f"{file} has no prompts: write one on each line.")
     return lines

@@ -40,7 +40,7 @@ def parse_sweep(text: str) -> list[Cell]:
         if key not in KEYS:
             raise UserError(f"--sweep {key!r} is not one of {', '.join(KEYS)}.")
         if key in axes:
-            raise UserError(f"--sweep names {key} twice.")
+            raise UserError(f"--sweep gives {key} twice.")
         for value in found:
             _check(key, value)
         axes[key] = list(dict.fromkeys(found))
@@ -101,4 +101,4 @@ class Notebook:
 
 def read_cells(path: Path) -> list[Done]:
     """Raises UserError where the file is no result of a bench."""
-    return read_records(path, Done, "is no result of `pipeinfer bench`")
+    return read_records(path, Done, "is not a result of `pipeinfer bench`")

@@ -63,17 +63,17 @@ class Timeline:
 
 
 def read_timeline(path: Path) -> Timeline:
-    """Raises UserError where it is no trace of `pipeinfer generate --trace`."""
+    """Raises UserError where it is not a trace of `pipeinfer generate --trace`."""
     try:
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError:
-        raise UserError(f"{path} is no trace: it is not JSON.") from None
+        raise UserError(f"{path} is not a trace: it is not JSON.") from None
     try:
         return _timeline(data["traceEvents"])
     except (KeyError, TypeError, IndexError, AttributeError, ValueError):
-        raise UserError(f"{path} is no trace of `pipeinfer generate --trace`.") from None
+        raise UserError(f"{path} is not a trace of `pipeinfer generate --trace`.") from None
 
 
 def _timeline(events: list[dict[str, Any]]) -> Timeline:

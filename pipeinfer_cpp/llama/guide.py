@@ -30,10 +30,11 @@ class Guide:
     """
 
     def __init__(self, pieces: Pieces, text: str) -> None:
-        """`text`: what `guided_text` returned. Raises UserError where it names tokens that are not there."""
+        """`text`: what `guided_text` returned. Raises UserError where it names tokens that are not there, or where no
+        token ends a text. What llguidance refuses later than this is FormLost: it ends a turn only."""
         self._points = _Points(pieces, text)
         self._at = 0
-        if names_tokens(text):
+        if names_tokens(text) or not pieces.eog.size:
             self._points.check()
 
     def allowed(self, ids: NDArray[Any]) -> NDArray[np.int32]:
@@ -82,8 +83,12 @@ class _Points:
         self._masks: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
 
     def check(self) -> None:
+        """Raise UserError where the vocabulary does not allow it."""
         with self._lock:
-            self._open()
+            try:
+                self._open()
+            except FormLost as error:
+                raise UserError(str(error)) from None
 
     def behind(self, point: int, token: int) -> int:
         """The point that an allowed token leads to."""
@@ -139,7 +144,7 @@ class _Points:
 
             matcher = LLMatcher(tokenizer(self._pieces), self._text, log_level=0)
             if matcher.is_error():
-                raise UserError(f"invalid grammar: {reason(matcher.get_error())}.")
+                raise FormLost(f"invalid grammar: {reason(matcher.get_error())}.")
             self._matcher = matcher
 
     def _go(self, point: int) -> None:
@@ -171,7 +176,7 @@ _making = threading.Lock()
 
 
 def tokenizer(pieces: Pieces) -> Any:
-    """llguidance's tables of the vocabulary, made once for each `pieces`."""
+    """llguidance's tables of the vocabulary, made once for each `pieces`. Raises FormLost where no token ends one."""
     from llguidance import LLTokenizer
 
     from pipeinfer_cpp.llama.library import lib
@@ -180,7 +185,7 @@ def tokenizer(pieces: Pieces) -> Any:
         if pieces.guidance is None:
             ends = pieces.eog.tolist()
             if not ends:
-                raise UserError("This vocabulary has no token that ends a text, so its form cannot be asked for.")
+                raise FormLost("This vocabulary has no token that ends a text, so its form cannot be asked for.")
             function = ctypes.cast(lib.llama_tokenize, ctypes.c_void_p).value
             make: Any = LLTokenizer
             pieces.guidance = make.from_llamacpp(

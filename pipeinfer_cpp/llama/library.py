@@ -21,7 +21,7 @@ from pipeinfer_cpp.versions import llama_version
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 lib: Any = submodule("llama_cpp", "llama_cpp")
 
-__all__ = ["TENSOR_NAME_OFFSET", "apart", "check_gpu", "ggml", "lib", "library_build", "log_text", "start"]
+__all__ = ["TENSOR_NAME_OFFSET", "apart", "check_gpu", "ggml", "has_gpu", "lib", "library_build", "log_text", "start"]
 
 _log: list[str] = []
 _LOG_LINES = 200
@@ -102,9 +102,14 @@ class TensorStruct(ctypes.Structure):
 TENSOR_NAME_OFFSET = TensorStruct.name.offset
 
 
+def has_gpu() -> bool:
+    """Whether this build of llama.cpp has a backend for a GPU."""
+    return bool(lib.llama_supports_gpu_offload())
+
+
 def check_gpu(n_layers: int) -> None:
     """Raise UserError where layers are asked for on a GPU that this build of llama.cpp has no backend for."""
-    if n_layers and not lib.llama_supports_gpu_offload():
+    if n_layers and not has_gpu():
         raise UserError("llama.cpp was built without a GPU backend here: leave --gpu-layers out, or build it with one.")
 
 

@@ -65,6 +65,8 @@ def _matcher() -> Any:
 def _checked(text: str, kind: str) -> str:
     wrong, messages = _matcher().validate_grammar_with_warnings(text)
     if not wrong:
+        if not any("no tokenizer" in warning for warning in messages):
+            _begin(text, kind)
         return text
     if messages[0].startswith('Unimplemented keys: ["uniqueItems"]'):
         raise UserError(
@@ -78,6 +80,18 @@ def _checked(text: str, kind: str) -> str:
             'invalid JSON schema: "oneOf" cannot be kept where one text may fit several of its schemas; use "anyOf".'
         )
     raise UserError(f"invalid {kind}: {reason(messages[0])}.")
+
+
+def _begin(text: str, kind: str) -> None:
+    """Go to where it begins, with bytes as tokens. Raises UserError where llguidance cannot, or where nothing fits."""
+    from llguidance import LLTokenizer
+
+    matcher = _matcher()(LLTokenizer("byte"), text, log_level=0)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        said = reason(matcher.get_error())
+        raise UserError(f"invalid {kind}: {'no text fits it' if said == 'NoExtensionBias' else said}.")
 
 
 def _from_schema(text: str) -> str:
@@ -119,6 +133,14 @@ def _prepare(part: dict[str, Any]) -> None:
         part.pop("format", None)
     if part.get("pattern") == _DECIMAL:
         part["pattern"] = r"^[+-]?(\d+\.?\d*|\.\d+)$"
+    names = part.get("propertyNames")
+    if isinstance(names, dict) and not part.keys() & {"properties", "patternProperties"}:  # dict[Literal[...], T]
+        listed = names.get("enum", [names["const"]] if "const" in names else None)
+        if isinstance(listed, list) and names.keys() <= {"enum", "const", "type", "title"}:
+            del part["propertyNames"]
+            value = part.get("additionalProperties", True)
+            part["properties"] = {name: value for name in listed if isinstance(name, str)}
+            part["additionalProperties"] = False
     for key in _FORGOTTEN & part.keys():
         raise UserError(f'invalid JSON schema: "{key}" cannot be kept while a text is written; leave it out.')
     least = part.get("minProperties", 0)

@@ -59,6 +59,10 @@ class Vocabulary:
             del tokens[0]  # the text has its own
         return tokens
 
+    def begins(self, text: str) -> bool:
+        """Whether the text brings the start token that the model would get anyway."""
+        return self.adds_bos and self.tokenize(text[:256])[:1] == [self.bos]
+
     def control_tokens(self, names: Sequence[str]) -> frozenset[int]:
         """Those of the names that are a control token's: no text would ever show them."""
         found = (self.tokenize(name) for name in names)

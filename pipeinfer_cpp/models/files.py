@@ -65,7 +65,7 @@ def pull(model: ModelFile, progress: Progress | None = None) -> Path:
     if here is not None:
         return here
     if model.path is not None:
-        raise UserError(f"{model.path} does not exist, and models.toml names no place to fetch it from.")
+        raise UserError(f"{model.path} does not exist, and models.toml gives no place to fetch it from.")
     for name in model.names:
         download(str(model.repo), name, progress)
     here = model.local()

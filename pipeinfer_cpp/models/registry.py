@@ -134,7 +134,7 @@ def load_registry(extra: Path | None = None) -> Registry:
     files = [(path, base) for path, base in files if path.exists()]
     if extra is not None:
         if not extra.exists():
-            raise UserError(f"{extra} does not exist: --models names a models.toml.")
+            raise UserError(f"{extra} does not exist: --models takes the path of a models.toml.")
         files.append((extra, extra.resolve().parent))
     pairs: dict[str, Pair] = {}
     for path, base in files:
@@ -160,7 +160,7 @@ def _merge(path: Path, base: Path, name: str, entry: PairEntry, old: Pair | None
     """The entry over what an earlier file said of the same pair, field by field."""
     target = _file(path, base, name, "target", entry.target) or (old.target if old else None)
     if target is None:
-        raise UserError(f"{path}: pair {name!r} names no target.")
+        raise UserError(f"{path}: pair {name!r} has no target.")
     known = {k: v for k, v in msgspec.structs.asdict(old.speculation).items() if v is not None} if old else {}
     try:
         speculation = msgspec.convert({**known, **entry.speculation}, Speculation)

@@ -14,7 +14,7 @@ from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sampling import Sampling
 
-PROTOCOL = 7
+PROTOCOL = 8
 WIRES = ("f32", "f16", "bf16", "q8", "q4")
 """Names of the codecs in `net.codecs`."""
 

@@ -23,6 +23,7 @@ from pipeinfer_cpp.gguf.files import appearing, cache_folder
 from pipeinfer_cpp.gguf.plan_keys import PER_LAYER_OF_ALL
 from pipeinfer_cpp.gguf.steps import Part
 from pipeinfer_cpp.llama.library import library_build
+from pipeinfer_cpp.proof.child import environment
 
 VERSION = 1
 """Goes up whenever a proof would be made otherwise."""
@@ -118,11 +119,8 @@ def _memory() -> str | None:
 
 def _ask_in(folder: str, source: Source, ranges: Sequence[LayerRange], *flags: str) -> Proof:
     command = [sys.executable, "-m", "pipeinfer_cpp.proof", str(source.path), text_of(ranges), folder, *flags]
-    # its assertions would have a debugger write a stack trace first, which takes seconds
-    environment = os.environ | {"GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(command, env=environment(), capture_output=True, timeout=_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
         return Proof(outcome="untested", detail=f"it took more than {_TIMEOUT:.0f} s")
     lines = [line for line in done.stdout.splitlines() if line]

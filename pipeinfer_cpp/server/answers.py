@@ -47,7 +47,7 @@ class Answers:
         for choice in range(ask.choices):
             sampling = ask.sampling
             if choice and sampling.seed >= 0:
-                sampling = msgspec.structs.replace(sampling, seed=sampling.seed + choice)
+                sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + choice) % (1 << 64))
             async with self.lines.generation(
                 ask.owner,
                 ask.tokens,
@@ -56,6 +56,7 @@ class Answers:
                 stop=ask.stop,
                 slot=ask.slot,
                 cache=ask.cache,
+                begun=choice > 0,
             ) as generation:
                 try:
                     async for token in generation:

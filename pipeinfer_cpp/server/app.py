@@ -129,7 +129,8 @@ class Server:
 
     async def _count_tokens(self, request: Request) -> Response:
         asked = read(await request.body(), messages.MessagesRequest)
-        ask, _ = await run_in_threadpool(chat.ask_of, asked.chat(), self.prompts, request.state.owner)
+        owner = request.state.owner
+        ask, _ = await run_in_threadpool(chat.ask_of, asked.chat(), self.prompts, owner, fits=False)
         return _json({"input_tokens": len(ask.tokens)})
 
     async def _responses(self, request: Request) -> Response:

@@ -108,7 +108,7 @@ class Request(msgspec.Struct, kw_only=True):
         try:
             sampling.check()
         except UserError as error:
-            raise ApiError(400, _in_fields(error)) from None
+            raise ApiError(400, in_fields(error)) from None
         return sampling
 
     def _form(self) -> dict[str, Any]:
@@ -167,7 +167,10 @@ class ChatRequest(Request, kw_only=True):
         if isinstance(choice, dict):
             allowed = choice.get("allowed_tools", choice) if choice.get("type") == "allowed_tools" else None
             if isinstance(allowed, dict):
-                names = [_chosen(one) for one in allowed.get("tools") or []]
+                listed = allowed.get("tools")
+                if not isinstance(listed, list):
+                    raise ApiError(400, "tool_choice: allowed_tools needs a list of tools.", param="tool_choice")
+                names = [_chosen(one) for one in listed]
                 if missing := set(names) - {tool.name for tool in tools}:
                     raise ApiError(400, f"tool_choice: there is no tool {min(missing)!r}.", param="tool_choice")
                 tools = [tool for tool in tools if tool.name in names]
@@ -207,7 +210,7 @@ def _chosen(choice: Any) -> str:
     return str(of["name"])
 
 
-def _in_fields(error: UserError) -> str:
+def in_fields(error: Exception) -> str:
     """Its words, with a request's fields for the options of the command line."""
     known = {"temp": "temperature", "typical": "typical_p"}
     return re.sub(r"--([a-z][a-z-]*)", lambda found: known.get(found[1], found[1].replace("-", "_")), str(error))

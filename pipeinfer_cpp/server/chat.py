@@ -17,8 +17,11 @@ from pipeinfer_cpp.server.reply import Reader, replies
 from pipeinfer_cpp.thinking import Part
 
 
-def ask_of(request: ChatRequest, prompts: Prompts, owner: str) -> tuple[Ask, Reader]:
-    """What is asked, and what its answers are read with. Raises ApiError for what cannot be."""
+def ask_of(request: ChatRequest, prompts: Prompts, owner: str, *, fits: bool = True) -> tuple[Ask, Reader]:
+    """What is asked, and what its answers are read with. Raises ApiError for what cannot be.
+
+    `fits`: the prompt must fit into the context; one that is only counted need not.
+    """
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     top = request.top_logprobs or 0
     if not 0 <= top <= 20:
@@ -31,6 +34,8 @@ def ask_of(request: ChatRequest, prompts: Prompts, owner: str) -> tuple[Ask, Rea
     tokens, reader, forced = prompts.chat(
         request.messages, tools, variables=request.variables(), formed=bool(sampling.forms)
     )
+    if fits:
+        prompts.fitting(tokens)
     if forced is not None:
         sampling = request.sampling(json_schema=forced.schema)
     ask = Ask(

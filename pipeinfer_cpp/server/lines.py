@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from pipeinfer_cpp.generation import Generation
 from pipeinfer_cpp.line import Line
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
-from pipeinfer_cpp.server.ask import ApiError
+from pipeinfer_cpp.server.ask import ApiError, in_fields
 
 
 @dataclass(eq=False)
@@ -32,6 +31,16 @@ class Seat:
     busy: bool = False
     served: int = 0
     """Requests so far."""
+
+
+@dataclass(eq=False)
+class Waiter:
+    """A request without a seat."""
+
+    owner: str
+    tokens: Sequence[int]
+    slot: int
+    seat: asyncio.Future[Seat] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 @dataclass
@@ -59,7 +68,7 @@ class Lines:
         self.seats = [Seat(i) for i in range(pipeline.settings.slots)]
         self.counts = Counts()
         self._queue = queue
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: list[Waiter] = []
         self._count = 0
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -78,31 +87,28 @@ class Lines:
         stop: Sequence[str],
         slot: int = -1,
         cache: bool = True,
+        begun: bool = False,
     ) -> AsyncIterator[Generation]:
-        """A generation, ended with the block however that ends. Raises ApiError where it cannot be."""
-        seat = await self._take(owner, tokens, slot)
-        generation: Generation | None = None
+        """A generation, ended with the block however that ends. Raises ApiError where it cannot be.
+        `begun`: a further one of a request that was let in already, which no full queue refuses."""
+        seat = await self._take(owner, tokens, slot, begun)
+        # A thread goes on when this task is cancelled: whoever frees the seat waits for it first.
+        starting = asyncio.ensure_future(
+            run_in_threadpool(
+                self._start, seat, owner, tokens, cache, max_tokens=max_tokens, sampling=sampling, stop=list(stop)
+            )
+        )
         try:
-            line = seat.line
-            if line is None or seat.owner != owner:
-                await run_in_threadpool(self._hand_over, seat, owner)
-                line = seat.line
-            assert line is not None
-            if not cache:
-                await run_in_threadpool(line.forget)
-            seat.tokens = ()
             try:
-                generation = await run_in_threadpool(
-                    line.generate, list(tokens), max_tokens=max_tokens, sampling=sampling, stop=list(stop)
-                )
+                generation = await asyncio.shield(starting)
             except (UserError, TypeError) as error:
-                raise ApiError(400, str(error)) from None
+                raise ApiError(400, in_fields(error)) from None
             except PipeInferError as error:
                 raise ApiError(503, str(error)) from None
             yield generation
         finally:
             # What is under way is cancelled at once; the seat is free when every stage has dropped it.
-            ending = asyncio.create_task(self._end(seat, generation, tokens))
+            ending = asyncio.create_task(self._end(seat, starting, tokens))
             self._closing.add(ending)
             ending.add_done_callback(self._closing.discard)
 
@@ -116,52 +122,65 @@ class Lines:
         while self._closing:
             await asyncio.wait(set(self._closing), timeout=5)
 
-    async def _take(self, owner: str, tokens: Sequence[int], slot: int) -> Seat:
+    async def _take(self, owner: str, tokens: Sequence[int], slot: int, begun: bool) -> Seat:
+        if not -1 <= slot < len(self.seats):
+            raise ApiError(400, f"id_slot must be 0 to {len(self.seats) - 1}, or -1 for any.", param="id_slot")
         self.check()
-        while not (free := self._free(slot)):
-            if len(self._waiting) >= self._queue:
-                raise ApiError(429, f"{len(self._waiting)} requests wait already: try again later.",
-                               code="queue_full", retry_after=1 + len(self._waiting))  # fmt: skip
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
-                raise
-            self.check()
-        seat = max(free, key=lambda s: (s.owner == owner and _alike(s.tokens, tokens), -s.used))
+        waiter = Waiter(owner, tokens, slot)
+        if (seat := self._occupied(waiter)) is not None:
+            return seat
+        if not begun and len(self._waiting) >= self._queue:
+            raise ApiError(429, f"All slots are busy, and {len(self._waiting)} requests wait already: try again later.",
+                           code="queue_full", retry_after=1 + len(self._waiting))  # fmt: skip
+        self._waiting.append(waiter)
+        try:
+            return await waiter.seat
+        except asyncio.CancelledError:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            elif not waiter.seat.cancelled():
+                self._leave(waiter.seat.result())  # it was this one's turn, and nobody is there any more
+            raise
+
+    def _occupied(self, waiter: Waiter) -> Seat | None:
+        """The seat that suits best of those that are free."""
+        free = [seat for seat in self.seats if not seat.busy and waiter.slot in (-1, seat.number)]
+        if not free:
+            return None
+        alike = {seat.number: _alike(seat.tokens, waiter.tokens) if seat.owner == waiter.owner else 0 for seat in free}
+        seat = max(free, key=lambda s: (alike[s.number], -s.used))
         self._count += 1
         seat.busy, seat.used, seat.served = True, self._count, seat.served + 1
         return seat
 
-    def _free(self, slot: int) -> list[Seat]:
-        if slot >= len(self.seats):
-            raise ApiError(400, f"id_slot must be below {len(self.seats)}.", param="id_slot")
-        return [s for s in self.seats if not s.busy and slot in (-1, s.number)]
+    def _leave(self, seat: Seat) -> None:
+        """It goes to who waits longest of those whom it suits, before anybody new can take it."""
+        seat.busy = False
+        for waiter in list(self._waiting):
+            if not waiter.seat.done() and (found := self._occupied(waiter)) is not None:
+                self._waiting.remove(waiter)
+                waiter.seat.set_result(found)
 
-    def _hand_over(self, seat: Seat, owner: str) -> None:
-        """Another owner's line ends, with all that it said."""
-        if seat.line is not None:
-            seat.line.close()
-        seat.line, seat.owner, seat.tokens = self.pipeline.conversation(owner), owner, ()
+    def _start(
+        self, seat: Seat, owner: str, tokens: Sequence[int], cache: bool, **asked: Any
+    ) -> Generation:
+        if seat.line is None or seat.owner != owner:
+            if seat.line is not None:
+                seat.line.close()  # with all that was said to another owner
+            seat.line, seat.owner = self.pipeline.conversation(owner), owner
+        elif not cache:
+            seat.line.forget()
+        seat.tokens = ()
+        return seat.line.generate(list(tokens), **asked)
 
-    async def _end(self, seat: Seat, generation: Generation | None, tokens: Sequence[int]) -> None:
+    async def _end(self, seat: Seat, starting: asyncio.Future[Generation], tokens: Sequence[int]) -> None:
         try:
-            if generation is not None:
+            with contextlib.suppress(Exception):  # its reader was told
+                generation = await starting
                 await run_in_threadpool(generation.close)
                 self._book(seat, generation, tokens)
         finally:
-            seat.busy = False
-            self._next()
-
-    def _next(self) -> None:
-        """All who wait look for a seat, the longest first; those that find none wait on in their order."""
-        waiting, self._waiting = self._waiting, deque()
-        for turn in waiting:
-            if not turn.done():
-                turn.set_result(None)
+            self._leave(seat)
 
     def _book(self, seat: Seat, generation: Generation, tokens: Sequence[int]) -> None:
         result = generation.result

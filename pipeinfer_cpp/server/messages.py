@@ -140,7 +140,7 @@ class MessageForm:
         if result.finish_reason == "stop":
             said = self._reader.vocabulary.text(result.token_ids)
             rest = said[len(result.text) :] if said.startswith(result.text) else ""
-            stop = next((s for s in self._stops if rest.startswith(s)), self._stops[0] if self._stops else None)
+            stop = next((s for s in self._stops if rest.startswith(s)), None)
         if result.finish_reason == "length":
             reason = "max_tokens"
         else:
@@ -225,6 +225,7 @@ def _choice(choice: dict[str, Any]) -> Any:
     words = {"auto": "auto", "any": "required", "none": "none"}
     if choice.get("type") == "tool":
         return {"type": "function", "function": {"name": choice.get("name")}}
-    if choice.get("type") not in words:
+    word = words.get(str(choice.get("type")))
+    if word is None:
         raise ApiError(400, "tool_choice needs the type auto, any, tool or none.", param="tool_choice")
-    return words[choice["type"]]
+    return word

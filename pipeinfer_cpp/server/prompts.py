@@ -48,6 +48,7 @@ class Prompts:
         """The prompt, what its answers are read with, and the call that must follow where `tools` asks for one.
 
         `variables`: more for the template. `formed`: the answer has a form, so it begins at once, without a thought.
+        It may be longer than the context.
         Raises ApiError for messages that cannot be, and where the model has no template.
         """
         if self.template is None:
@@ -71,7 +72,7 @@ class Prompts:
         opening = forced.opening if forced is not None else ""
         if formed or forced is not None:
             tokens += self.vocabulary.tokenize(self._answer_begins(template, tokens) + opening)
-        return self.fitting(tokens), Reader(self.vocabulary, template, tokens, tools, opening), forced
+        return tokens, Reader(self.vocabulary, template, tokens, tools, opening), forced
 
     def _answer_begins(self, template: Template, tokens: list[int]) -> str:
         """What ends the thought that the prompt has begun."""
@@ -97,10 +98,12 @@ class Prompts:
 
 def _plain(i: int, message: Mapping[str, Any]) -> Message:
     role, where = message.get("role"), f"messages[{i}]"
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(ROLES)
         raise ApiError(400, f"{where}: the role {role!r} is none of {known}.", param="messages")
-    plain: Message = {"role": ROLES[str(role)], "content": text_of(where, message.get("content"))}
+    if message.get("content") is None and role != "assistant":
+        raise ApiError(400, f"{where} has no content.", param="messages")
+    plain: Message = {"role": ROLES[role], "content": text_of(where, message.get("content"))}
     if role == "tool":
         plain["tool_call_id"] = str(message.get("tool_call_id") or "")
     if role == "assistant" and message.get("tool_calls"):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
+from pipeinfer_cpp.llama.library import has_gpu
 from pipeinfer_cpp.llama.sampler import Sampler, draft_sampler
 from pipeinfer_cpp.net.messages import (
     DraftDrop,
@@ -46,7 +47,7 @@ class Drafter:
             kv_type="f16" if options.kv_type == "auto" else options.kv_type,
             flash_attn=options.flash_attn,
             n_threads=options.threads,
-            n_gpu_layers=options.gpu_layers,
+            n_gpu_layers=options.gpu_layers if has_gpu() else 0,  # the stages may be where there is one
         )
         self._paths = DraftPaths(self._ctx, options.n_seq, load.slots)
         self._room: dict[int, int] = {}

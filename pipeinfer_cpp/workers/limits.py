@@ -35,13 +35,13 @@ class Limits:
                 case _:
                     fits = False
             if not (fits and 0 <= op.p0 < POSITIONS and -1 <= op.p1 < POSITIONS):
-                raise PipeInferError(f"run {run.id} asks for an operation that cannot be: {tuple(op)}")
+                raise PipeInferError(f"run {run.id} asks for an impossible operation: {tuple(op)}")
         if len(run.rows) > self.n_rows:
             raise PipeInferError(f"run {run.id} has {len(run.rows)} rows, and this stage takes {self.n_rows}")
         for row in run.rows:
             ids = row.seq in range(self.n_seq) and row.slot in range(self.n_seq)
             if not (ids and row.pos in range(self.n_ctx) and row.token in range(self.n_vocab)):
-                raise PipeInferError(f"run {run.id} has a row that cannot be: {tuple(row)}")
+                raise PipeInferError(f"run {run.id} has an impossible row: {tuple(row)}")
         for turn in run.turns:
             turn.sampling.check()
             if not all(token in range(self.n_vocab) for token in (*turn.prompt, *turn.said)):
