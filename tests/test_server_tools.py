@@ -226,6 +226,21 @@ def test_tools_that_cannot_be(client: Any, more: dict[str, Any], said: str) -> N
         chat(client, **more)
 
 
+@pytest.mark.parametrize("depth", [200, 450, 5000])
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+def test_what_is_nested_too_deeply(server: str, depth: int, path: str) -> None:
+    deep = '{"type": "object", "properties": {"a": ' * depth + "{}" + "}}" * depth
+    tool = '{"type": "function", "function": {"name": "f", "parameters": %s}}'
+    if path == "messages":
+        tool = '{"name": "f", "input_schema": %s}'
+    choice = '"required"' if path != "messages" else '{"type": "any"}'
+    body = '{"max_tokens": 9, "messages": [{"role": "user", "content": "x"}], "tools": [%s], "tool_choice": %s}'
+    answer = httpx.post(
+        f"{server}/v1/{path}", content=body % (tool % deep, choice), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400 and answer.json()["error"]["message"], answer.text
+
+
 # ------------------------------------------------------------------------------------------- responses
 
 
