@@ -277,6 +277,14 @@ def test_keys_and_origins(tmp_path: Any) -> None:
         body = {"prompt": "Once", "max_tokens": 1000, "temperature": 1.5}
         late = httpx.post(f"{server}/v1/completions", json=body, headers={"x-api-key": "second"}, timeout=30)
         assert late.status_code in (200, 504)
+        asked = {"messages": STORY, "max_tokens": 900, "logit_bias": {"2": -1000}, "n": 8, "stream": True}
+        with httpx.stream("POST", f"{server}/v1/chat/completions", json=asked, headers=header, timeout=30) as answer:
+            events = [line for line in answer.iter_lines() if line.startswith("data: ")]
+        assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout" and len(events) > 9
+        for path, kind in (("messages", "error"), ("messages/count_tokens", "error"), ("responses", None)):
+            refused = httpx.post(f"{server}/v1/{path}", json={"messages": STORY})
+            assert refused.status_code == 401 and refused.json().get("type") == kind
+            assert refused.json()["error"]["type"] == "authentication_error"
 
 
 @pytest.mark.parametrize(

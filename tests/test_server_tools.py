@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
+import pydantic
 import pytest
 from serving import served
 
@@ -172,6 +173,42 @@ def test_forms_and_calls_that_must_come_are_not_thoughts(client: Any) -> None:
     checked(call.function.name, call.function.arguments)
 
 
+class Owner(pydantic.BaseModel):
+    name: Literal["Ann", "Bob"]
+
+
+class Pet(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=8)
+    legs: int = pydantic.Field(ge=0, le=8)
+    owner: Owner | None
+
+
+class FindPet(pydantic.BaseModel):
+    """Find a pet."""
+
+    pet: Pet
+
+
+def test_pydantic_models_through_the_clients(client: Any, claude: Any) -> None:
+    asked = {"model": "demo", "temperature": 0, "max_tokens": 200}
+    pet = client.chat.completions.parse(messages=QUESTION, response_format=Pet, **asked).choices[0].message.parsed
+    assert isinstance(pet, Pet)
+    tool = openai.pydantic_function_tool(FindPet)
+    called = client.chat.completions.parse(messages=QUESTION, tools=[tool], tool_choice="required", **asked)
+    assert isinstance(called.choices[0].message.tool_calls[0].function.parsed_arguments, FindPet)
+    with client.chat.completions.stream(messages=QUESTION, tools=[tool], tool_choice="required", **asked) as stream:
+        kinds = {event.type for event in stream}
+        last = stream.get_final_completion().choices[0].message.tool_calls[0].function
+    assert isinstance(last.parsed_arguments, FindPet) and "tool_calls.function.arguments.done" in kinds
+    parsed = client.responses.parse(
+        model="demo", input=FOX, temperature=0, max_output_tokens=200, text_format=Pet
+    ).output_parsed
+    assert isinstance(parsed, Pet)
+    form = {"type": "json_schema", "schema": Pet.model_json_schema()}
+    answer = message(claude, output_config={"format": form}, max_tokens=200)
+    assert Pet.model_validate_json(answer.content[0].text) and answer.stop_reason == "end_turn"
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -187,6 +224,21 @@ def test_forms_and_calls_that_must_come_are_not_thoughts(client: Any) -> None:
 def test_tools_that_cannot_be(client: Any, more: dict[str, Any], said: str) -> None:
     with pytest.raises(openai.BadRequestError, match=said):
         chat(client, **more)
+
+
+@pytest.mark.parametrize("depth", [200, 450, 5000])
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+def test_what_is_nested_too_deeply(server: str, depth: int, path: str) -> None:
+    deep = '{"type": "object", "properties": {"a": ' * depth + "{}" + "}}" * depth
+    tool = '{"type": "function", "function": {"name": "f", "parameters": %s}}'
+    if path == "messages":
+        tool = '{"name": "f", "input_schema": %s}'
+    choice = '"required"' if path != "messages" else '{"type": "any"}'
+    body = '{"max_tokens": 9, "messages": [{"role": "user", "content": "x"}], "tools": [%s], "tool_choice": %s}'
+    answer = httpx.post(
+        f"{server}/v1/{path}", content=body % (tool % deep, choice), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400 and answer.json()["error"]["message"], answer.text
 
 
 # ------------------------------------------------------------------------------------------- responses

@@ -77,7 +77,13 @@ class Server:
         self.app = Starlette(
             routes=[*self._routes(), *site_routes(pipeline.live)],
             middleware=middleware,
-            exception_handlers={ApiError: _said, HTTPException: _http, ClientDisconnect: _gone, Exception: _broken},
+            exception_handlers={
+                ApiError: _said,
+                HTTPException: _http,
+                ClientDisconnect: _gone,
+                RecursionError: _deep,
+                Exception: _broken,
+            },
             lifespan=self._lifespan,
         )
 
@@ -309,6 +315,10 @@ def _http(request: Request, error: Exception) -> Response:
 def _broken(request: Request, error: Exception) -> Response:
     said = ApiError(500, f"The server made a mistake: {type(error).__name__}: {error}")
     return refused(said, request.url.path)
+
+
+def _deep(request: Request, _error: Exception) -> Response:
+    return refused(ApiError(400, "The body is nested too deeply."), request.url.path)
 
 
 def _gone(_request: Request, _error: Exception) -> Response:

@@ -53,7 +53,7 @@ class Prompts:
         """
         if self.template is None:
             raise ApiError(400, self._why, param="messages")
-        said = [_plain(i, message) for i, message in enumerate(messages)]
+        said = [plain_message(i, message) for i, message in enumerate(messages)]
         if not said:
             raise ApiError(400, "messages is empty: there is nothing to answer.", param="messages")
         template = self.template
@@ -96,7 +96,7 @@ class Prompts:
         return tokens
 
 
-def _plain(i: int, message: Mapping[str, Any]) -> Message:
+def plain_message(i: int, message: Mapping[str, Any]) -> Message:
     role, where = message.get("role"), f"messages[{i}]"
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(ROLES)
@@ -107,6 +107,8 @@ def _plain(i: int, message: Mapping[str, Any]) -> Message:
     if role == "tool":
         plain["tool_call_id"] = str(message.get("tool_call_id") or "")
     if role == "assistant" and message.get("tool_calls"):
+        if not isinstance(message["tool_calls"], list):
+            raise ApiError(400, f"{where}: tool_calls must be a list.", param="messages")
         plain["tool_calls"] = [_call(where, call) for call in message["tool_calls"]]
     if role == "assistant" and isinstance(message.get("reasoning_content"), str):
         plain["reasoning_content"] = message["reasoning_content"]
