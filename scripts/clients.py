@@ -86,9 +86,9 @@ def main() -> None:
     options = ["--emulate", args.emulate, "--stages", str(args.stages), "--ctx-size", "256"]
     tokens = seconds = 0.0
     for i, words in enumerate(PROMPTS):
-        command = [sys.executable, "-m", "pipeinfer_cpp", "generate", *options, "-n", str(args.tokens), "--seed", str(i)]
-        question = f"Tell me a long story about {words}."
-        said = json.loads(subprocess.run([*command, "--json", question], capture_output=True, check=True).stdout)
+        asked = ["-n", str(args.tokens), "--seed", str(i), "--json", f"Tell me a long story about {words}."]
+        command = [sys.executable, "-m", "pipeinfer_cpp", "generate", *options, *asked]
+        said = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
         tokens += said["n_generated"] - 1
         seconds += (said["n_generated"] - 1) / said["tokens_per_s"]
     alone = tokens / seconds
