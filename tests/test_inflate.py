@@ -176,7 +176,7 @@ def test_added_layers_lie_evenly_and_hold_weights(tmp_path: Path) -> None:
         (Tiny("falcon"), {"layers": 9}, "'falcon', is not inflated: no test shows"),
         (Tiny(tensors={"blk.1.odd.weight": (32, 32)}), {"layers": 9}, "blk.1.odd.weight, which no rule covers"),
         (Tiny(keys={"block_count": 5}), {"layers": 9}, "names 5 layers, but holds tensors of fewer"),
-        (Tiny(tensors={"output.bias": (7,)}), {"layers": 9}, "output.bias has not the shape"),
+        (Tiny(tensors={"output.bias": (7,)}), {"layers": 9}, "output.bias does not have the shape"),
         (Tiny(keys={"feed_forward_length": [96, 96, 96, 64]}), {"layers": 9}, "layers of .* differ in their feed"),
         (Tiny(keys={"attention.odd": [1, 2, 3, 4]}), {"layers": 9}, "attention.odd of one value a layer"),
         (Tiny(keys={"attention.causal": False}), {"layers": 9}, "not causal"),

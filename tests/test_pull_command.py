@@ -79,7 +79,7 @@ def test_the_command_interrupted(hub: Hub, tmp_path: Path) -> None:
     assert said == "Error: small/toy.gguf is being fetched by another process: wait for it.\n"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (130, "", "") and not left(tmp_path, "*.gguf")
+    assert (process.returncode, out, err) == (130, "", "Stopped.\n") and not left(tmp_path, "*.gguf")
     hub.requests.clear()
     process = command("small", hub, tmp_path)
     out, err = process.communicate(timeout=30)

@@ -168,7 +168,7 @@ def test_a_draw_tells_its_probability_and_its_runner_up() -> None:
         drawn = ours.sample(logits, 1)
         assert drawn.prob == pytest.approx(p[drawn.token])
         assert drawn.second_prob == pytest.approx(p[drawn.second]) and drawn.second != drawn.token
-    assert sampler(top_k=1).sample(logits, 1)[2:] == (1.0, -1, 0.0)
+    assert sampler(top_k=1).sample(logits, 1)[2:] == (1.0, -1, 0.0, ())
 
 
 def test_runner_up_is_the_draw_without_the_winner() -> None:

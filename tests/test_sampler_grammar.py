@@ -141,7 +141,7 @@ def test_an_ended_grammar_allows_only_the_end(temp: float) -> None:
 def test_where_nothing_is_allowed_the_text_ends(temp: float) -> None:
     drawn = sampler(temp=temp, grammar='root ::= "\\x00"').sample(logits_after((2,)), 5)
     assert lib.llama_vocab_is_eog(demo_vocab()[0], drawn.token)
-    assert drawn[2:] == (0.0, -1, 0.0)
+    assert drawn[2:] == (0.0, -1, 0.0, ())
     letters = {t: -math.inf for t in range(demo_vocab()[1]) if t != EOG}
     drawn = sampler(temp=temp, grammar="root ::= [a-z]+", logit_bias=letters).sample(logits_after((2,)), 5)
     assert (drawn.token, drawn.prob) == (EOG, 0.0)
