@@ -7,12 +7,12 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 __all__ = ["main", "run"]
 
 _SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
-_SURROUNDINGS |= {errno.ENFILE, errno.ENAMETOOLONG}
+_SURROUNDINGS |= {errno.ENFILE, errno.ENAMETOOLONG, errno.EFBIG, errno.EAGAIN, errno.ENOMEM}
 """What the machine refuses, and no mistake of ours."""
 
 
@@ -96,7 +96,7 @@ def _explain(error: Exception, args: Sequence[str]) -> int:
         if not usage():  # no command: the help was shown
             return 2
         text, code = usage_line(error), getattr(error, "exit_code", 2)
-    elif isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+    elif getattr(error, "errno", None) in _SURROUNDINGS:  # of ZeroMQ too
         text, code = _refused(error), 1
     else:
         text, code = f"This is a bug in pipeinfer ({type(error).__name__}: {error}). {_reported(error, args)}", 1
@@ -111,19 +111,23 @@ def _explain(error: Exception, args: Sequence[str]) -> int:
     return int(code)
 
 
-def _refused(error: OSError) -> str:
-    """What the machine does not allow, and of what."""
+def _refused(error: Any) -> str:
+    """What the machine does not allow, and of what. An OSError, or ZeroMQ's, which has no file's name."""
     from pipeinfer_cpp.cli.streams import drop_stdout
 
-    advice = ""
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        advice = " Allow more with `ulimit -n 4096`."
-    if error.filename is not None:
-        return f"{error.filename}: {error.strerror}.{advice}"
+        return f"{os.strerror(error.errno)}. Allow more with `ulimit -n 4096`."
+    if error.errno in (errno.EAGAIN, errno.ENOMEM):
+        return f"{os.strerror(error.errno)}. Allow more processes with `ulimit -u`, or end some programs."
+    filename = getattr(error, "filename", None)
+    if error.errno == errno.EFBIG:
+        return f"{filename or 'A file'} would be larger than the shell allows. Allow more with `ulimit -f unlimited`."
+    if filename is not None:
+        return f"{filename}: {error.strerror}."
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # of no file: it was stdout
         drop_stdout()
         return f"The output cannot be written: {error.strerror}."
-    return f"{error.strerror}.{advice}"
+    return f"{os.strerror(error.errno)}."
 
 
 def _reported(error: Exception, args: Sequence[str]) -> str:
