@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from pipeinfer_cpp.cli import completing, parsing
-from pipeinfer_cpp.cli.common import DEFAULT_PAIR, PipelineOptions, SamplingOptions
+from pipeinfer_cpp.cli import parsing
+from pipeinfer_cpp.cli.common import DEFAULT_PAIR, PipelineOptions, SamplingOptions, TemplateOption, TemplateVariables
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.cli.spelling import nearest
 from pipeinfer_cpp.errors import UserError
@@ -33,18 +33,8 @@ def chat(
     show_draft: Annotated[
         bool, typer.Option("--show-draft", help="Colour each token by where it came from: draft, sibling or target.")
     ] = False,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            help="Another chat template than the model's: a Jinja file, or a name.",
-            metavar="FILE|NAME",
-            autocompletion=completing.templates,
-        ),
-    ] = None,
-    kwargs: Annotated[
-        str | None,
-        typer.Option("--chat-template-kwargs", help="Variables of the template, as JSON.", metavar="JSON"),
-    ] = None,
+    chat_template: TemplateOption = None,
+    kwargs: TemplateVariables = None,
     reasoning_budget: Annotated[
         int, typer.Option(help="0: ask the model not to think, where its template can; -1: as it likes.", metavar="N")
     ] = -1,

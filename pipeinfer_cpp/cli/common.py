@@ -21,6 +21,17 @@ from pipeinfer_cpp.options import KV_TYPES, Options
 from pipeinfer_cpp.sampling import Sampling
 
 DEFAULT_PAIR = "demo"
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Another chat template than the model's: a Jinja file, or a name.",
+        metavar="FILE|NAME",
+        autocompletion=completing.templates,
+    ),
+]
+TemplateVariables = Annotated[
+    str | None, typer.Option("--chat-template-kwargs", help="Variables of the template, as JSON.", metavar="JSON")
+]
 _MODELS, _PIPELINE, _SPECULATION, _SAMPLING = "Models", "Pipeline", "Speculation", "Sampling"
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from pipeinfer_cpp.cli import completing, parsing
+from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.cli.chat import given_template
-from pipeinfer_cpp.cli.common import PipelineOptions, SamplingOptions
+from pipeinfer_cpp.cli.common import PipelineOptions, SamplingOptions, TemplateOption, TemplateVariables
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.errors import PipeInferError, UserError
 
@@ -47,18 +47,8 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout at the end, and nothing else there.")
     ] = False,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            help="Another chat template than the model's: a Jinja file, or a name.",
-            metavar="FILE|NAME",
-            autocompletion=completing.templates,
-        ),
-    ] = None,
-    kwargs: Annotated[
-        str | None,
-        typer.Option("--chat-template-kwargs", help="Variables of the template, as JSON.", metavar="JSON"),
-    ] = None,
+    chat_template: TemplateOption = None,
+    kwargs: TemplateVariables = None,
     trace: Annotated[
         Path | None,
         typer.Option(help="Write a Chrome trace (for Perfetto or chrome://tracing) of the run.", metavar="FILE"),

@@ -19,7 +19,7 @@ import typer
 from pipeinfer_cpp.cli import completing
 from pipeinfer_cpp.cli.common import PipelineOptions
 from pipeinfer_cpp.cli.groups import with_options
-from pipeinfer_cpp.cli.signals import ENDING
+from pipeinfer_cpp.cli.signals import ENDING, handling, heeded
 from pipeinfer_cpp.errors import PipeInferError, UserError
 
 if TYPE_CHECKING:
@@ -132,13 +132,8 @@ async def _serve(
                 signals.append(number)
                 self.handle_exit(number, frame)
 
-            wanted = [n for n in (signal.SIGINT, *ENDING) if signal.getsignal(n) is not signal.SIG_IGN]
-            old = {n: signal.signal(n, ask) for n in wanted}
-            try:
+            with handling(heeded(signal.SIGINT, *ENDING), ask):
                 yield
-            finally:
-                for n, handler in old.items():
-                    signal.signal(n, handler)
 
     server = Server(pipeline, settings, Prompts(pipeline, *template))
     config = uvicorn.Config(

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn
 
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def handling(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
+    """Within the block `handler` gets these signals; behind it who got them before."""
+    old = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)
+
+
+def heeded(*numbers: int) -> list[int]:
+    """Those that are not ignored (as `nohup` ignores SIGHUP)."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
@@ -22,24 +39,15 @@ def ending_on_signals() -> Iterator[None]:
     def end(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    wanted = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    old = {number: signal.signal(number, end) for number in wanted}
-    try:
+    with handling(heeded(*ENDING), end):
         yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """No signal that can be ignored interrupts the block, which must be short (closing what is open)."""
-    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *ENDING)}
-    try:
+    with handling((signal.SIGINT, *ENDING), signal.SIG_IGN):
         yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 class OneInterrupt:

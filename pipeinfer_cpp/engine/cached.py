@@ -76,7 +76,7 @@ class Cached:
         the stages can go back to.
         """
         n, self._prompt = len(prompt), prompt
-        common = _common(self.tokens, prompt[: n - 1])
+        common = common_length(self.tokens, prompt[: n - 1])
         if not exact:
             base = kept = reach(min(common, self.held))
         else:
@@ -99,7 +99,7 @@ class Cached:
         spans, held = self.spans, self.held
         if read:
             tokens, spans, held = self._prompt, self._begun, len(self._prompt)
-        common = min(_common(tokens, prompt[:-1]), held)
+        common = min(common_length(tokens, prompt[:-1]), held)
         return min(common, _grid(spans, chunk)) // chunk * chunk if exact else common
 
     def adopt(self, tokens: Sequence[int]) -> None:
@@ -165,7 +165,8 @@ def _joined(spans: Sequence[Span], chunk: int) -> list[Span]:
     return joined
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
     n = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -97,12 +97,12 @@ class Engine:
         if flight.alive and flight.run.rows and len(event.draws) != len(wanted):
             story = self.pipe.story(event.run)
             raise EngineError(f"{len(event.draws)} draws for {len(wanted)} rows:\n{story}")
-        for slot in self.slots:
-            if flight.run.slot == slot.number or any(row.slot == slot.number for row in flight.run.rows):
-                slot.speculation.cutoff.returned()
-            if flight.live.get(slot.number):
+        for number in sorted({row.slot for row in flight.run.rows} or {flight.run.slot}):
+            slot = self.slots[number]
+            slot.speculation.cutoff.returned()
+            if flight.live.get(number):
                 drawn = zip(wanted, event.draws, event.tops or [()] * len(wanted), strict=False)
-                draws = {row.node: (*draw, top) for row, draw, top in drawn if row.slot == slot.number}
+                draws = {row.node: (*draw, top) for row, draw, top in drawn if row.slot == number}
                 slot.back(flight.run, draws, self._now)
 
     def _alike(self, event: ev.Prompt) -> Slot | None:
@@ -126,7 +126,7 @@ class Engine:
             self._chunks()
             self._guesses()
         # Where final tokens keep the stages busy, guesses leave with them only: more would be drafted for nothing.
-        most = self.settings.max_rows // self._size(self._decoding) if self._crowded() else None
+        most = self.settings.max_rows // self._size() if self._crowded() else None
         for slot in self.slots:
             slot.propose(self._now, most)
 
@@ -146,7 +146,7 @@ class Engine:
     def _together(self, waiting: Sequence[Slot]) -> list[Slot]:
         """Slots whose roots share the next run, the one that waits longest first; none where it is better to wait for
         the others of their group, whose roots are under way: from then on they come and go together."""
-        size = self._size(self._decoding)
+        size = self._size()
         for first in waiting:
             group = [slot for slot in self.slots if slot.number // size == first.number // size]
             if not any(slot.phase == DECODE and not slot.waits for slot in group):
@@ -178,15 +178,15 @@ class Engine:
     def _queued(self) -> bool:
         """So many runs are under way that a further one would only wait somewhere: better here, for others to share
         it with, as long as that makes rows cheaper."""
-        return self._size(self._decoding) > 1 and sum(f.alive for f in self.pipe.in_flight.values()) >= self._in_pipe
+        return self._size() > 1 and sum(f.alive for f in self.pipe.in_flight.values()) >= self._in_pipe
 
-    def _size(self, decoding: int) -> int:
-        """Slots that share a run, when so many decode: as many as there must be for all of them to be in the pipeline
-        at once, as long as each further row makes them cheaper."""
+    def _size(self) -> int:
+        """Slots that share a run: as many as there must be for all that decode to be in the pipeline at once, as long
+        as each further row makes them cheaper."""
         if self.settings.mode == "sync" or self.settings.checkpoints:
             return 1
         pace = self.pipe.pace
-        most = min(math.ceil(decoding / self._in_pipe), self.settings.max_rows)
+        most = min(math.ceil(self._decoding / self._in_pipe), self.settings.max_rows)
         size = 1
         for width in range(2, most + 1):
             if pace.bottleneck(width) / width < 0.97 * pace.bottleneck(size) / size:
@@ -196,7 +196,7 @@ class Engine:
     def _chunks(self) -> None:
         """Chunk k is at stage 0 while chunk k-1 is at stage 1: two more than stages are under way. While others
         decode, one leaves when stage 0 has passed on the last."""
-        decoding = any(slot.phase == DECODE for slot in self.slots)
+        decoding = self._decoding > 0
         while reading := [slot for slot in self._in_turn() if slot.phase == PREFILL]:
             others = decoding or len(reading) > 1
             if self.pipe.chunks() >= self.pipe.n_stages + 2 or (others and self.pipe.chunks(0)):
@@ -206,9 +206,11 @@ class Engine:
 
     def _guesses(self) -> None:
         """One speculative run, of the first slot in turn that has something worth its time."""
+        if self._crowded():
+            return
         wakes: list[float] = []
         for slot in self._in_turn():
-            if slot.phase != DECODE or self._crowded():
+            if slot.phase != DECODE:
                 continue
             nodes, wake = slot.speculation.next_run(slot.tree, slot.turn.last_row, self._now)
             if nodes:
@@ -248,7 +250,7 @@ class Engine:
 
     def _too_early(self) -> bool:
         """A run that leaves now would only wait before the slowest stage."""
-        early = self.pipe.pace.wait(1, self._now) - self.slots[0].speculation.slack
+        early = self.pipe.pace.early(self._now)
         if early <= 1e-6:
             return False
         self._wake(self._now + max(early, 1e-4))

@@ -334,9 +334,7 @@ class Slot:
                 self._pipe.ops.append(cp(parent.seq, node.seq, 0, node.pos))
         rows = [Row(n.token, n.pos, n.seq, n.id, n.parent_id, True, self.number) for n in nodes]
         rows, self.replay = self.replay + rows, []
-        if self.checkpoints and rows:
-            self._pipe.ops += self.checkpoints.send(rows[0].pos, len(rows))
-        self._count(rows, sum(row.node < 0 for row in rows))
+        self._leave(rows, sum(row.node < 0 for row in rows))
         return rows
 
     def propose(self, now: float, most: int | None = None) -> None:
@@ -347,16 +345,18 @@ class Slot:
             self._out += self.drafts.propose(room)
 
     def _send(self, kind: str, rows: list[Row], pin: bool = False) -> int:
-        if self.checkpoints and rows:
-            # Within a prompt nothing goes back but to where a turn may begin.
-            self._pipe.ops += self.checkpoints.send(rows[0].pos, len(rows), keep=pin or kind != "prefill", pin=pin)
+        reading = kind == "prefill"
+        # Within a prompt nothing goes back but to where a turn may begin.
+        self._leave(rows, 0 if reading else len(rows), keep=pin or not reading, pin=pin)
         finals = [(self.number, self.tree.root.id)]
         run = self._pipe.send(kind, rows, finals, self._now, slot=-1 if rows else self.number)
-        self._count(rows, 0 if kind == "prefill" else len(rows))
         self._out.append(ev.Dispatch(run))
         return run.id
 
-    def _count(self, rows: Sequence[Row], replayed: int) -> None:
+    def _leave(self, rows: Sequence[Row], replayed: int, *, keep: bool = True, pin: bool = False) -> None:
+        """These are about to leave, `replayed` of them once more. See `Checkpoints.send`."""
+        if self.checkpoints and rows:
+            self._pipe.ops += self.checkpoints.send(rows[0].pos, len(rows), keep=keep, pin=pin)
         self.stats.sent += 1
         self.stats.rows += len(rows)
         self.stats.replayed += replayed

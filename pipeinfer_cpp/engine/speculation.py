@@ -51,7 +51,7 @@ class Speculation:
             return [], None
         if not self._settings.on("continuous") and any(f.speculative for f in self._pipe.in_flight.values()):
             return [], None
-        early = self._pace.wait(1, now) - self.slack
+        early = self._pace.early(now)
         if early > 1e-6:
             return [], now + max(early, 1e-4)
         nodes = self._select(tree, last_row)
@@ -86,7 +86,7 @@ class Speculation:
             return root
         if not self._settings.on("draft-ahead"):
             waits = any(node is not tree.root for node in tree.frontier())
-            if waits or prefilling or self._pace.wait(1, now) > self.slack:
+            if waits or prefilling or self._pace.early(now) > 0:
                 return root
             return min(max(node.pos for node in tree.root.subtree()) + 1, last_row)
         return min(root + self._drafts.ahead(self._pace.latency(1)), last_row)
@@ -105,8 +105,3 @@ class Speculation:
     @property
     def _sync_length(self) -> int:
         return min(self._settings.draft_max, self._settings.max_rows - 1)
-
-    @property
-    def slack(self) -> float:
-        """A run leaves this long before the slowest stage is free, so that it waits there and not the stage."""
-        return max(0.001, 0.04 * self._pace.bottleneck(1))

@@ -254,10 +254,8 @@ class Server:
 
     async def _detokenize(self, request: Request) -> Response:
         asked = read(await request.body(), Detokenize)
-        size = self.pipeline.vocabulary.size
-        if (wrong := next((t for t in asked.tokens if not 0 <= t < size), None)) is not None:
-            raise ApiError(400, f"There is no token {wrong} in this vocabulary.", param="tokens")
-        text = b"".join(self.pipeline.vocabulary.piece(t) for t in asked.tokens)
+        tokens = self.prompts.known(asked.tokens, "tokens")
+        text = b"".join(self.pipeline.vocabulary.piece(t) for t in tokens)
         return _json({"content": text.decode("utf-8", "replace")})
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
 from pipeinfer_cpp.results import Token
 from pipeinfer_cpp.server.answers import Answers, Ask, finish_reason
@@ -47,13 +46,7 @@ def _tokens(request: CompletionRequest, prompts: Prompts) -> list[int]:
     tokens = [token for token in prompt if isinstance(token, int)]
     if len(tokens) < len(prompt):
         raise ApiError(400, "One prompt a request: a text, or a list of token ids.", param="prompt")
-    try:
-        wrong = next((t for t in tokens if not 0 <= t < prompts.vocabulary.size), None)
-    except PipeInferError as error:
-        raise ApiError(400, str(error), param="prompt") from None
-    if wrong is not None:
-        raise ApiError(400, f"There is no token {wrong} in this vocabulary.", param="prompt")
-    return prompts.fitting(tokens)
+    return prompts.fitting(prompts.known(tokens, "prompt"))
 
 
 class CompletionForm:

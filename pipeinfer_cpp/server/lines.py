@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
+from pipeinfer_cpp.engine.cached import common_length
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.generation import Generation
 from pipeinfer_cpp.line import Line
@@ -147,8 +148,8 @@ class Lines:
         free = [seat for seat in self.seats if not seat.busy and waiter.slot in (-1, seat.number)]
         if not free:
             return None
-        alike = {seat.number: _alike(seat.tokens, waiter.tokens) if seat.owner == waiter.owner else 0 for seat in free}
-        seat = max(free, key=lambda s: (alike[s.number], -s.used))
+        own = waiter.owner
+        seat = max(free, key=lambda s: (s.owner == own and common_length(s.tokens, waiter.tokens), -s.used))
         self._count += 1
         seat.busy, seat.used, seat.served = True, self._count, seat.served + 1
         return seat
@@ -201,12 +202,3 @@ class Lines:
             {"id": s.number, "n_ctx": n_ctx, "is_processing": s.busy, "n_cached": len(s.tokens), "n_served": s.served}
             for s in self.seats
         ]
-
-
-def _alike(a: Sequence[int], b: Sequence[int]) -> int:
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n

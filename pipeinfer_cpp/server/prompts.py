@@ -83,6 +83,12 @@ class Prompts:
     def text(self, prompt: str) -> list[int]:
         return self.fitting(self.vocabulary.tokenize(prompt, begin=True))
 
+    def known(self, tokens: list[int], param: str) -> list[int]:
+        """Raises ApiError for token ids that the vocabulary does not have."""
+        if (wrong := next((t for t in tokens if not 0 <= t < self.vocabulary.size), None)) is not None:
+            raise ApiError(400, f"There is no token {wrong} in this vocabulary.", param=param)
+        return tokens
+
     def fitting(self, tokens: list[int]) -> list[int]:
         """Raises ApiError for a prompt that is empty or longer than the context."""
         if not tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeinfer_cpp.engine.cached import common_length
 from pipeinfer_cpp.engine.settings import DRAFT_STATES
 from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import SliceContext
@@ -46,11 +47,7 @@ class DraftPaths:
         wanted = (longest.tokens[:keep] if longest else []) + list(tokens)
         best, common = None, -1
         for path in own.values():
-            n = 0
-            for a, b in zip(path.tokens[: path.cached], wanted, strict=False):
-                if a != b:
-                    break
-                n += 1
+            n = common_length(path.tokens[: path.cached], wanted)
             if n > common:
                 best, common = path, n
         common = min(common, len(wanted) - 1)  # the last token is always decoded: its logits are the next draft
