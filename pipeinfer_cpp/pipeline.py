@@ -23,7 +23,8 @@ from typing import Any
 import msgspec
 
 from pipeinfer_cpp.arguments import number, sampling_of, several, stop_strings, text, token_ids, truth, whole
-from pipeinfer_cpp.chats import Chats, plain_messages
+from pipeinfer_cpp.chat.chats import Chats, plain_messages
+from pipeinfer_cpp.chat.template import template_of
 from pipeinfer_cpp.cluster.crew import Crew
 from pipeinfer_cpp.cluster.cutting import Cutting
 from pipeinfer_cpp.cluster.driver import Driver
@@ -44,7 +45,6 @@ from pipeinfer_cpp.net.sockets import Network
 from pipeinfer_cpp.options import Options
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.sampling import Sampling
-from pipeinfer_cpp.template_of import template_of
 
 Report = Callable[[str, str, int, int], None]
 """(worker, what it does, done, in all; 0 where that is not known). Called from more than one thread."""

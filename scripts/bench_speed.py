@@ -28,7 +28,7 @@ from bench.stretched import Speeds, compare, oracle
 from rich.console import Console
 from rich.table import Table
 
-from pipeinfer_cpp.versions import cpu_name
+from pipeinfer_cpp.system.versions import cpu_name
 
 PAPER = Speeds((0.020,) * 4, 0.006, 0.002)
 FREE = Speeds((0.020,) * 4, 0.0, 0.002)

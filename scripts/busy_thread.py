@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 
 from pipeinfer_cpp.cluster import switching
-from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.system.machine import cores
 
 
 def sums() -> None:

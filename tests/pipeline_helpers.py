@@ -17,7 +17,7 @@ from pipeinfer_cpp.net.messages import PROTOCOL, Bye, Hello, Message, Refuse, To
 from pipeinfer_cpp.net.sockets import Link, Network, clock
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
-from pipeinfer_cpp.versions import llama_version, package_version
+from pipeinfer_cpp.system.versions import llama_version, package_version
 
 DEMO = Path(pipeinfer_cpp.__file__).parent / "models" / "demo"
 TARGET = DEMO / "demo-target-q8_0.gguf"

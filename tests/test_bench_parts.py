@@ -11,7 +11,6 @@ import pytest
 
 from pipeinfer_cpp.cluster.tuned import Tuned
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.json_file import read_records, write_records
 from pipeinfer_cpp.lab.arms import parse_arms
 from pipeinfer_cpp.lab.baseline import regressions
 from pipeinfer_cpp.lab.bench import Comparison
@@ -24,6 +23,7 @@ from pipeinfer_cpp.lab.recording import Recording
 from pipeinfer_cpp.lab.suites import SUITES, suite
 from pipeinfer_cpp.lab.sweep import Cell, Done, Notebook, parse_link, parse_sweep, read_cells
 from pipeinfer_cpp.options import Options
+from pipeinfer_cpp.system.json_file import read_records, write_records
 from pipeinfer_cpp.ui.measurements import grid_table
 
 

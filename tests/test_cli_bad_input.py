@@ -192,7 +192,7 @@ def test_a_stage_that_holds_another_model(folder: Path) -> None:
 
 def test_a_stage_of_another_version() -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
-    code = "import sys, pipeinfer_cpp.versions as v; v.package_version = lambda: '0.0.1'; "
+    code = "import sys, pipeinfer_cpp.system.versions as v; v.package_version = lambda: '0.0.1'; "
     code += f"from pipeinfer_cpp.cli import run; sys.exit(run(['stage', '--listen', '{address}']))"
     stage = subprocess.Popen([sys.executable, "-c", code], env=ENV, stdout=subprocess.DEVNULL)
     try:

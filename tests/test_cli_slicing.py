@@ -12,8 +12,8 @@ from tiny_models import MODELS, Tiny, build
 
 from pipeinfer_cpp.cli import run
 from pipeinfer_cpp.gguf import Source
-from pipeinfer_cpp.memory import Memory
 from pipeinfer_cpp.pipeline import Pipeline
+from pipeinfer_cpp.system.memory import Memory
 
 
 @pytest.fixture(scope="module")

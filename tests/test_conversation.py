@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_models import CHATML
 
-from pipeinfer_cpp.chat_template import ChatTemplate
-from pipeinfer_cpp.conversation import Conversation
+from pipeinfer_cpp.chat.conversation import Conversation
+from pipeinfer_cpp.chat.template import ChatTemplate
 from pipeinfer_cpp.engine.cached import Past, Span
 from pipeinfer_cpp.errors import UserError
 

@@ -13,7 +13,7 @@ from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.models.drafts import find_draft
 from pipeinfer_cpp.models.registry import Registry
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft
-from pipeinfer_cpp.workers.drafter import Drafter
+from pipeinfer_cpp.workers.draft import Drafter
 
 
 @pytest.fixture

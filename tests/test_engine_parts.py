@@ -12,9 +12,8 @@ from pipeinfer_cpp.engine.checkpoints import Checkpoints
 from pipeinfer_cpp.engine.governor import Governor
 from pipeinfer_cpp.engine.pacing import Pace
 from pipeinfer_cpp.engine.pipe import Pipe
-from pipeinfer_cpp.engine.policy import Calibration, worth
 from pipeinfer_cpp.engine.run import Row
-from pipeinfer_cpp.engine.selection import select
+from pipeinfer_cpp.engine.speculation import Calibration, select, worth
 from pipeinfer_cpp.engine.stats import Stats
 from pipeinfer_cpp.engine.tree import Node, Tree
 from pipeinfer_cpp.sim.cluster import Cluster

@@ -17,8 +17,8 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, split_by_shares
 from pipeinfer_cpp.gguf.needs import PROGRAM, Model, Room
 from pipeinfer_cpp.llama import library
-from pipeinfer_cpp.memory import Memory
 from pipeinfer_cpp.options import Options
+from pipeinfer_cpp.system.memory import Memory
 
 GB = 10**9
 SPARE = 256 << 20

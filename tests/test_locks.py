@@ -21,13 +21,13 @@ from tiny_models import MODELS, build
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.gguf import Source, cached_slice
 from pipeinfer_cpp.gguf.digest import hash_record
-from pipeinfer_cpp.gguf.files import cache_folder
-from pipeinfer_cpp.machine import suspended
+from pipeinfer_cpp.system.files import cache_folder
+from pipeinfer_cpp.system.machine import suspended
 
 HOLDER = """
 import os, signal, sys
 from pathlib import Path
-from pipeinfer_cpp.gguf.files import locked
+from pipeinfer_cpp.system.files import locked
 
 with locked(Path(sys.argv[1])) as held:
     assert held

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeinfer_cpp import machine
+from pipeinfer_cpp.system import machine
 
 
 def put(root: Path, **files: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeinfer_cpp.memory import Memory, memory
+from pipeinfer_cpp.system.memory import Memory, memory
 
 GB = 1 << 30
 

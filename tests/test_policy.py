@@ -10,7 +10,7 @@ from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.governor import Governor
 from pipeinfer_cpp.engine.pacing import Pace
-from pipeinfer_cpp.engine.policy import Cutoff
+from pipeinfer_cpp.engine.speculation import Cutoff
 from pipeinfer_cpp.sim.cluster import Cluster
 from pipeinfer_cpp.sim.worlds import Replay, independent
 

@@ -34,8 +34,8 @@ from pipeline_helpers import (
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.gguf import Source, slice_plan, write_slice
-from pipeinfer_cpp.machine import Share, cores
 from pipeinfer_cpp.net.messages import PROTOCOL, Cancel, Refuse, RunHeader, Stretch, Welcome
+from pipeinfer_cpp.system.machine import Share, cores
 
 
 @pytest.fixture(scope="module")

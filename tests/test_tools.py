@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from test_conversation import Chatml
 
-from pipeinfer_cpp.chat_template import ChatTemplate
-from pipeinfer_cpp.conversation import Conversation
+from pipeinfer_cpp.chat.conversation import Conversation
+from pipeinfer_cpp.chat.template import ChatTemplate
+from pipeinfer_cpp.chat.thinking import Part, Thinking
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.schema import guided_text
 from pipeinfer_cpp.results import Token
@@ -27,7 +28,6 @@ from pipeinfer_cpp.server.ask import ChatRequest
 from pipeinfer_cpp.server.calls import _OPENINGS, Call, Calls, Kind, kind_of, split
 from pipeinfer_cpp.server.reply import Reply
 from pipeinfer_cpp.server.tools import Tool, Tools, WithTools, render
-from pipeinfer_cpp.thinking import Part, Thinking
 
 PLACE = {"type": "object", "properties": {"place": {"type": "string", "description": "where"}}, "required": ["place"]}
 WEATHER = Tool("get_weather", "The weather of a place.", PLACE)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from pipeinfer_cpp.thinking import Thinking
+from pipeinfer_cpp.chat.thinking import Thinking
 from pipeinfer_cpp.ui.consoles import notice
 from pipeinfer_cpp.ui.origins import Painter
 

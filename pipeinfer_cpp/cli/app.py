@@ -27,7 +27,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from pipeinfer_cpp.versions import llama_version, package_version
+        from pipeinfer_cpp.system.versions import llama_version, package_version
 
         typer.echo(f"pipeinfer {package_version()} (llama-cpp-python {llama_version()})")
         raise typer.Exit

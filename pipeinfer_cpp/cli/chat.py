@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from pipeinfer_cpp.chat.template import template_of
 from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.cli.common import DEFAULT_PAIR, PipelineOptions, SamplingOptions, TemplateOption, TemplateVariables
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.cli.spelling import nearest
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source
-from pipeinfer_cpp.template_of import template_of
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.llama.chat_templates import BuiltinTemplate
@@ -61,12 +61,12 @@ def chat(
     options = with_files(options)
     _check_template(options, template, variables, may_think=reasoning_budget != 0)
 
+    from pipeinfer_cpp.chat.conversation import Conversation
     from pipeinfer_cpp.cli.chat_session import ChatSession
     from pipeinfer_cpp.cli.chat_settings import ChatSettings
     from pipeinfer_cpp.cli.chat_store import ChatStore, first_time, state_dir
     from pipeinfer_cpp.cli.opened import opened
     from pipeinfer_cpp.cli.reader import Reader, quiet_typing
-    from pipeinfer_cpp.conversation import Conversation
     from pipeinfer_cpp.ui.consoles import notice, warn
 
     with opened(options, drafts="ask", quiet=quiet) as pipeline:
@@ -108,8 +108,8 @@ def _check_template(
 ) -> None:
     """Before anything is loaded or cut. Raises UserError where there is no template, or none that can be asked not
     to think."""
+    from pipeinfer_cpp.chat.thinking import Thinking
     from pipeinfer_cpp.cluster.choices import chosen_models
-    from pipeinfer_cpp.thinking import Thinking
 
     pair, target, _ = chosen_models(options)
     if not target.is_file():

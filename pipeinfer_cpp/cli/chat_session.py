@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
+from pipeinfer_cpp.chat.conversation import Conversation, Mark, Prompt
 from pipeinfer_cpp.cli.answer_view import AnswerView
 from pipeinfer_cpp.cli.chat_commands import Commands
 from pipeinfer_cpp.cli.chat_settings import ENGINE_SETTINGS, THINK, ChatSettings
 from pipeinfer_cpp.cli.chat_store import ChatStore
 from pipeinfer_cpp.cli.reader import FILES, Reader
 from pipeinfer_cpp.cli.signals import OneInterrupt, undisturbed
-from pipeinfer_cpp.conversation import Conversation, Mark, Prompt
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.results import Result

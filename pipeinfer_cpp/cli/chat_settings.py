@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
+from pipeinfer_cpp.chat.conversation import Conversation
+from pipeinfer_cpp.chat.thinking import Thinking
 from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.cli.spelling import nearest
-from pipeinfer_cpp.conversation import Conversation
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import FORMS, Sampling
-from pipeinfer_cpp.thinking import Thinking
 
 _ENGINE_KINDS: dict[str, Callable[[str], Any]] = {"mode": str, "draft_max": int, "cutoff": float}
 ENGINE_SETTINGS = tuple(_ENGINE_KINDS)

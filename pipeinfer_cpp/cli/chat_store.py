@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from pipeinfer_cpp.conversation import Conversation, Saved, read_saved
+from pipeinfer_cpp.chat.conversation import Conversation, Saved, read_saved
 from pipeinfer_cpp.errors import UserError
 
 KEPT = 50

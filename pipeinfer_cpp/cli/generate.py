@@ -138,8 +138,8 @@ def _asked(
     pipeline: Pipeline, text: str, given: str | BuiltinTemplate | None, variables: dict[str, Any]
 ) -> str | list[int]:
     """The tokens of a question, where there is a chat template; else the text, to be continued."""
-    from pipeinfer_cpp.conversation import Conversation
-    from pipeinfer_cpp.template_of import template_of
+    from pipeinfer_cpp.chat.conversation import Conversation
+    from pipeinfer_cpp.chat.template import template_of
 
     plan = pipeline.plan
     own = plan.target.chat_template or (plan.pair.chat_template if plan.pair else None)

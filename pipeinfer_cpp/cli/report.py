@@ -37,8 +37,8 @@ def reports_dir() -> Path:
 
 
 def _text(error: BaseException, args: Sequence[str]) -> str:
-    from pipeinfer_cpp.machine import cores
-    from pipeinfer_cpp.versions import llama_version, package_version
+    from pipeinfer_cpp.system.machine import cores
+    from pipeinfer_cpp.system.versions import llama_version, package_version
 
     lines = [
         "An error report. The command line below may contain text of yours: read it before you send it.",

@@ -11,8 +11,8 @@ import typer
 from pipeinfer_cpp.cli import completing
 from pipeinfer_cpp.cli.streams import write_json
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.net.messages import WIRES
+from pipeinfer_cpp.system.machine import cores
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.lab.fidelity import Fidelity

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipeinfer_cpp.cluster.launch import Process, SocketDir
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.machine import Share, cores
 from pipeinfer_cpp.options import Options
+from pipeinfer_cpp.system.machine import Share, cores
 
 
 class Crew:

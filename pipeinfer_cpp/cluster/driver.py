@@ -12,6 +12,7 @@ from pipeinfer_cpp.cluster.live import Figures, Live, live
 from pipeinfer_cpp.cluster.outbox import Outbox
 from pipeinfer_cpp.cluster.session import Peer
 from pipeinfer_cpp.cluster.slowdown import Slowdown
+from pipeinfer_cpp.cluster.trace import Trace
 from pipeinfer_cpp.cluster.turn import Turn
 from pipeinfer_cpp.cluster.watch import PATROL, Notice, Watch, WorkerDied
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
@@ -24,7 +25,6 @@ from pipeinfer_cpp.net import messages as msg
 from pipeinfer_cpp.net.sockets import Link, Network, Selector, Wakeup, clock
 from pipeinfer_cpp.net.transit import Arrivals, LinkSpeed
 from pipeinfer_cpp.results import Tally
-from pipeinfer_cpp.trace import Trace
 
 REMEMBERED = 1024
 """Runs of which it is known whose they are: more than can be under way."""

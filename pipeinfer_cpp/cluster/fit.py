@@ -9,8 +9,8 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import fit_split
 from pipeinfer_cpp.gguf.needs import Model, Needs, Room
 from pipeinfer_cpp.gguf.splits import LayerRange, split_by_shares
-from pipeinfer_cpp.memory import Memory
 from pipeinfer_cpp.models.sizes import size_text
+from pipeinfer_cpp.system.memory import Memory
 
 KV_UNASKED = 1 << 30
 """Bytes of KV cache that a stage takes at most for a context that nobody asked for: llama.cpp writes all of

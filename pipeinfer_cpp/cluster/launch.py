@@ -15,7 +15,7 @@ import weakref
 from pathlib import Path
 from typing import ClassVar
 
-from pipeinfer_cpp.machine import suspended
+from pipeinfer_cpp.system.machine import suspended
 
 _PREFIX = "pipeinfer-"
 _DECISIVE = re.compile(

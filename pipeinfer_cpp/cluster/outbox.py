@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeinfer_cpp.cluster.session import Peer
+from pipeinfer_cpp.cluster.trace import Trace
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.run import Run
 from pipeinfer_cpp.net import messages as msg
 from pipeinfer_cpp.net.sockets import clock
-from pipeinfer_cpp.trace import Trace
 
 
 class Outbox:

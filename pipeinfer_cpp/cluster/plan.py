@@ -14,14 +14,14 @@ from pipeinfer_cpp.engine.settings import DRAFT_STATES, Settings
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, check_pair, needs_checkpoints, row_width, slice_plan
 from pipeinfer_cpp.gguf.needs import Model, Room
-from pipeinfer_cpp.machine import Share, cores, machine_id
-from pipeinfer_cpp.memory import Memory, memory
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.options import Options
 from pipeinfer_cpp.proof.prove import prove
 from pipeinfer_cpp.proof.vocabulary import check_vocabulary
+from pipeinfer_cpp.system.machine import Share, cores, machine_id
+from pipeinfer_cpp.system.memory import Memory, memory
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.models import Pair

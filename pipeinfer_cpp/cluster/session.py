@@ -11,7 +11,6 @@ from pipeinfer_cpp.cluster import claims
 from pipeinfer_cpp.cluster.launch import Process
 from pipeinfer_cpp.cluster.watch import QUIET, Watch, WorkerDied
 from pipeinfer_cpp.errors import PipeInferError, UserError
-from pipeinfer_cpp.memory import Memory
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
     Bye,
@@ -27,7 +26,8 @@ from pipeinfer_cpp.net.messages import (
     Welcome,
 )
 from pipeinfer_cpp.net.sockets import Link, Network, Selector, check_address, clock
-from pipeinfer_cpp.versions import llama_version, package_version
+from pipeinfer_cpp.system.memory import Memory
+from pipeinfer_cpp.system.versions import llama_version, package_version
 
 M = TypeVar("M", bound=Message)
 RUNS_S = 5.0

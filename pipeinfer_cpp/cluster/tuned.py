@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.json_file import read_records, write_records
-from pipeinfer_cpp.machine import cores
 from pipeinfer_cpp.models.registry import Speculation, user_toml
 from pipeinfer_cpp.options import Options
-from pipeinfer_cpp.versions import cpu_name
+from pipeinfer_cpp.system.json_file import read_records, write_records
+from pipeinfer_cpp.system.machine import cores
+from pipeinfer_cpp.system.versions import cpu_name
 
 _MATTERS = ("draft", "split", "layers", "threads", "gpu_layers", "wire", "stretch", "draft_stretch", "links", "emulate")
 """Options, besides the stages, that make another pipeline of the same machines."""

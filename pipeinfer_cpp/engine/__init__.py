@@ -8,8 +8,8 @@ the policy: `speculation` (when what is sent), with `drafts`, `selection`, `poli
 This package is pure: no sockets, threads, clocks or llama.cpp.
 """
 
-from pipeinfer_cpp.engine.costs import CostCurve
 from pipeinfer_cpp.engine.engine import Engine
+from pipeinfer_cpp.engine.pacing import CostCurve
 from pipeinfer_cpp.engine.pipe import EngineError
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.engine.stats import Stats

@@ -10,10 +10,9 @@ import math
 from collections.abc import Sequence
 
 from pipeinfer_cpp.engine import events as ev
-from pipeinfer_cpp.engine.costs import CostCurve
 from pipeinfer_cpp.engine.drafts import DraftWorker
 from pipeinfer_cpp.engine.governor import Governor
-from pipeinfer_cpp.engine.pacing import Pace
+from pipeinfer_cpp.engine.pacing import CostCurve, Pace
 from pipeinfer_cpp.engine.pipe import EngineError, Pipe
 from pipeinfer_cpp.engine.sequences import SequencePool
 from pipeinfer_cpp.engine.settings import Settings

@@ -15,11 +15,10 @@ from pipeinfer_cpp.engine.checkpoints import Checkpoints
 from pipeinfer_cpp.engine.drafts import Drafts, DraftWorker
 from pipeinfer_cpp.engine.governor import Governor
 from pipeinfer_cpp.engine.pipe import EngineError, Pipe
-from pipeinfer_cpp.engine.policy import Calibration
 from pipeinfer_cpp.engine.run import Row, Run
 from pipeinfer_cpp.engine.sequences import SequencePool, cp, rm
 from pipeinfer_cpp.engine.settings import Settings
-from pipeinfer_cpp.engine.speculation import Speculation
+from pipeinfer_cpp.engine.speculation import Calibration, Speculation
 from pipeinfer_cpp.engine.stats import Stats
 from pipeinfer_cpp.engine.tree import Node, Tree
 from pipeinfer_cpp.engine.turn import Turn

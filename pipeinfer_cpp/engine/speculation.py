@@ -1,14 +1,155 @@
-"""When the next run leaves, what it carries, and how far the draft worker may run ahead."""
+"""How much to speculate: how sure the draft must be and what that is worth, which rows the next run carries, when it
+leaves, and how far the draft worker may run ahead."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from pipeinfer_cpp.engine.drafts import Drafts
 from pipeinfer_cpp.engine.governor import Governor
+from pipeinfer_cpp.engine.pacing import Pace
 from pipeinfer_cpp.engine.pipe import Pipe
-from pipeinfer_cpp.engine.policy import Calibration, Cutoff
-from pipeinfer_cpp.engine.selection import select
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.engine.tree import Node, Tree
+
+
+class Cutoff:
+    """The adaptive confidence cutoff of the PipeInfer authors' code (`calc_p_adjust` in their speculative.cpp).
+
+    A drafted token leaves when the draft's confidence in it reaches `level`. That is `base`, plus `recovery`
+    for each speculative run since a result was last back, minus `decay` for each look at drafts that were
+    not sure enough since a token last became final. At 1 and above nothing is speculated. A branch's
+    threshold moves by the same `shift`.
+    """
+
+    def __init__(self, base: float, recovery: float, decay: float) -> None:
+        self.base, self.recovery, self.decay = base, recovery, decay
+        self._sent = self._refused = 0
+
+    @property
+    def shift(self) -> float:
+        return self._sent * self.recovery - self._refused * self.decay
+
+    @property
+    def level(self) -> float:
+        level = self.base + self.shift
+        return level if level < 1.0 else float("inf")
+
+    def sent(self) -> None:
+        """A speculative run left."""
+        self._sent += 1
+
+    def refused(self) -> None:
+        """A run could leave, and no draft was sure enough."""
+        self._refused += 1
+        self._sent = 0
+
+    def returned(self) -> None:
+        """A run is back, whatever it says."""
+        self._sent = 0
+
+    def final(self) -> None:
+        """A token became final, or a turn begins."""
+        self._sent = self._refused = 0
+
+
+class Calibration:
+    """What a draft's confidence is worth: its acceptance rate by confidence, learnt as verdicts come.
+
+    Drafts may be over- or under-confident; each tenth of confidence starts as the draft says, with
+    the weight of `prior` verdicts.
+    """
+
+    def __init__(self, prior: float = 4.0, memory: float = 0.995) -> None:
+        self._memory = memory
+        self._hits = [prior * (i + 0.5) / 10 for i in range(10)]
+        self._seen = [prior] * 10
+
+    def __call__(self, prob: float) -> float:
+        i = self._bin(prob)
+        return self._hits[i] / self._seen[i]
+
+    def learn(self, prob: float, accepted: bool) -> None:
+        i = self._bin(prob)
+        self._hits[i] = self._hits[i] * self._memory + accepted
+        self._seen[i] = self._seen[i] * self._memory + 1
+
+    @staticmethod
+    def _bin(prob: float) -> int:
+        return min(max(int(prob * 10), 0), 9)
+
+
+def worth(pace: Pace, chances: Sequence[float], leaves: float) -> float:
+    """Expected accepted tokens per second of a run of these rows.
+
+    `chances` are the rows' path probabilities, given that the run's first parent is right; `leaves` is
+    the summed chance of the paths' last rows. A wider run occupies the slowest stage for longer, and
+    delays the news of a miss inside it by the extra time on all stages.
+    """
+    width = len(chances)
+    late = pace.latency(width) - pace.latency(1)
+    return sum(chances) / (pace.bottleneck(width) + max(late, 0.0) * (1.0 - min(leaves, 1.0)) + 1e-9)
+
+
+def select(
+    root: Node,
+    *,
+    pace: Pace,
+    calibration: Calibration,
+    level: float,
+    max_rows: int,
+    last_row: int,
+    eog: frozenset[int],
+) -> list[Node]:
+    """The root if it has not left yet, then the likeliest unsent nodes as long as they are worth their time.
+
+    `level` is the cutoff on the draft's confidence. Rows of one path are consecutive. A side branch
+    never starts in its parent's run: its prefix is copied from cells that must be there already.
+    """
+    chosen = [root] if root.run is None else []
+    chances: dict[Node, float] = {root: 1.0} if chosen else {}
+    base = 1.0
+    best = worth(pace, [1.0], 1.0) if chosen else 0.0
+    candidates = dict(_frontier(root, calibration)) if not chosen else _children(root, 1.0, calibration, root.seq)
+    while len(chosen) < max_rows:
+        usable = {n: c for n, c in candidates.items() if n.pos <= last_row and n.token not in eog and n.prob >= level}
+        if not usable:
+            break
+        node = max(usable, key=usable.__getitem__)
+        chance = usable[node]
+        if not chosen:
+            base = chance / _chance(node, calibration)
+        rows = {**chances, node: chance / max(base, 1e-9)}
+        parents = {n.parent for n in rows}
+        value = worth(pace, list(rows.values()), sum(c for n, c in rows.items() if n not in parents))
+        if chosen and value <= best:
+            break
+        best, chances = value, rows
+        chosen.append(node)
+        del candidates[node]
+        candidates.update(_children(node, chance, calibration, node.seq))
+    return chosen
+
+
+def _chance(node: Node, calibration: Calibration) -> float:
+    return calibration(node.prob) if node.origin == "draft" else min(node.prob, 0.9)
+
+
+def _children(node: Node, chance: float, calibration: Calibration, seq: int) -> dict[Node, float]:
+    return {c: chance * _chance(c, calibration) for c in node.children if c.seq == seq}
+
+
+def _frontier(root: Node, calibration: Calibration) -> Iterator[tuple[Node, float]]:
+    """Unsent nodes whose parent is sent, each with the probability of its path."""
+    stack = [(root, 1.0)]
+    while stack:
+        node, chance = stack.pop()
+        for child in node.children:
+            probability = chance * _chance(child, calibration)
+            if child.run is None:
+                yield child, probability
+            else:
+                stack.append((child, probability))
 
 
 class Speculation:

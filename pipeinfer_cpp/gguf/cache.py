@@ -21,14 +21,14 @@ from pipeinfer_cpp.gguf.digest import (
     remember_hash,
     remembered_hash,
 )
-from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing, cache_folder, locked, sweep
 from pipeinfer_cpp.gguf.one_pass import Extent
 from pipeinfer_cpp.gguf.plan import SlicePlan, slice_plan
 from pipeinfer_cpp.gguf.plan_keys import SLICER_VERSION
 from pipeinfer_cpp.gguf.source import Source
 from pipeinfer_cpp.gguf.splits import LayerRange
 from pipeinfer_cpp.gguf.writer import Written, check_room, write_slices
-from pipeinfer_cpp.machine import boot_id
+from pipeinfer_cpp.system.files import PIECE, Progress, appearing, cache_folder, locked, sweep
+from pipeinfer_cpp.system.machine import boot_id
 
 _SAMPLES, _SAMPLE_BYTES = 128, 4096
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeinfer_cpp.light_import import submodule
+from pipeinfer_cpp.system.light_import import submodule
 
 if TYPE_CHECKING:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
-from pipeinfer_cpp.gguf.files import Progress, appearing, cache_folder, locked
 from pipeinfer_cpp.gguf.one_pass import read_once
+from pipeinfer_cpp.system.files import Progress, appearing, cache_folder, locked
 
 __all__ = ["Progress", "check_unchanged", "file_stamps", "hash_files", "remember_hash", "remembered_hash"]
 

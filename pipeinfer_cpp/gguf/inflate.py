@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
-from pipeinfer_cpp.gguf.files import PIECE, Progress, appearing
 from pipeinfer_cpp.gguf.header import Tensor
 from pipeinfer_cpp.gguf.inflate_plan import Inflation
 from pipeinfer_cpp.gguf.inflate_tensors import InflatedTensor
 from pipeinfer_cpp.gguf.writer import check_room, lay_out
+from pipeinfer_cpp.system.files import PIECE, Progress, appearing
 
 
 def write_inflated(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from pipeinfer_cpp.gguf.files import cache_folder
 from pipeinfer_cpp.gguf.plan_keys import SLICER_VERSION
+from pipeinfer_cpp.system.files import cache_folder
 
 UNUSED_DAYS = 60
 _DAY = 86400.0

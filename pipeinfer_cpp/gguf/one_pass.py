@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from pipeinfer_cpp.errors import PipeInferError
-from pipeinfer_cpp.gguf.files import Progress
+from pipeinfer_cpp.system.files import Progress
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.gguf.steps import TensorStep

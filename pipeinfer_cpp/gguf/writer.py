@@ -13,12 +13,12 @@ from typing import IO
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.encoding import STRING, encode_string, encode_value, pad
-from pipeinfer_cpp.gguf.files import Progress, appearing
 from pipeinfer_cpp.gguf.header import MAGIC, VERSION
 from pipeinfer_cpp.gguf.one_pass import Extent, Output, read_once
 from pipeinfer_cpp.gguf.plan import SlicePlan
 from pipeinfer_cpp.gguf.plan_keys import SOURCE_SHA256, UNKNOWN
 from pipeinfer_cpp.gguf.steps import LEFT_OUT, KeyStep, TensorStep
+from pipeinfer_cpp.system.files import Progress, appearing
 
 
 @dataclass(frozen=True)

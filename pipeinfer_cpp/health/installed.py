@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 
 from pipeinfer_cpp.health.finding import FAILED, OK, WARNING, Finding
-from pipeinfer_cpp.machine import Share, cores
-from pipeinfer_cpp.versions import cpu_name
+from pipeinfer_cpp.system.machine import Share, cores
+from pipeinfer_cpp.system.versions import cpu_name
 
 PACKAGES = (
     "pipeinfer-cpp",

@@ -59,7 +59,7 @@ def _round_trip(zmq: object, address: str) -> float:
 
 
 def cache() -> Iterator[Finding]:
-    from pipeinfer_cpp.cachedir import cache_dir
+    from pipeinfer_cpp.system.files import cache_dir
 
     advice = "Make it writable, or set PIPEINFER_CACHE to another folder."
     try:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeinfer_cpp.chat_template import ChatTemplate
-from pipeinfer_cpp.conversation import Conversation
+from pipeinfer_cpp.chat.conversation import Conversation
+from pipeinfer_cpp.chat.template import ChatTemplate
 from pipeinfer_cpp.lab.clusters import load_cluster
 from pipeinfer_cpp.lab.suites import Suite
 from pipeinfer_cpp.lab.sweep import Cell, parse_link

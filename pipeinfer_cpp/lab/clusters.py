@@ -13,7 +13,7 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.lab.presets import PRESETS
 from pipeinfer_cpp.net.messages import Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
-from pipeinfer_cpp.toml_file import read_toml
+from pipeinfer_cpp.system.toml_file import read_toml
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0)]

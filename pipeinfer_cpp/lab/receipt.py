@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from pipeinfer_cpp.pipeline import Pipeline
-from pipeinfer_cpp.versions import cpu_name, llama_version, package_version
+from pipeinfer_cpp.system.versions import cpu_name, llama_version, package_version
 
 
 class Receipt(msgspec.Struct, frozen=True):

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import msgspec
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.json_file import read_records, write_records
 from pipeinfer_cpp.lab.bench import Comparison
 from pipeinfer_cpp.lab.receipt import digest
 from pipeinfer_cpp.net.messages import WIRES
 from pipeinfer_cpp.net.transit import LinkSpeed
+from pipeinfer_cpp.system.json_file import read_records, write_records
 
 KEYS = ("stages", "draft", "wire", "link", "branches", "threads", "cluster")
 

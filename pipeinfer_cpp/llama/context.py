@@ -13,11 +13,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
-from pipeinfer_cpp.llama.abort import AbortFlag
 from pipeinfer_cpp.llama.graph_nodes import GraphNodes
 from pipeinfer_cpp.llama.library import as_pointer, check_gpu, lib, log_text, start
 from pipeinfer_cpp.llama.node_values import NodeValues
 from pipeinfer_cpp.llama.residency import release_file_pages
+
+
+class AbortFlag:
+    """Set by any thread; llama.cpp asks it at every graph node.
+
+    The predicate is libc's `strlen` on a two-byte buffer: it returns 0 or 1 and needs no GIL.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = ctypes.create_string_buffer(2)
+        strlen = ctypes.CDLL(None).strlen
+        self.predicate = ctypes.cast(strlen, lib.ggml_abort_callback)
+        self.data = ctypes.cast(self._buffer, ctypes.c_void_p)
+
+    def set(self) -> None:
+        self._buffer[0] = b"\x01"
+
+    def clear(self) -> None:
+        self._buffer[0] = b"\x00"
+
+    def is_set(self) -> bool:
+        return self._buffer[0] != b"\x00"
+
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 """Names of KV cache types and their ggml numbers."""

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.light_import import submodule
-from pipeinfer_cpp.versions import llama_version
+from pipeinfer_cpp.system.light_import import submodule
+from pipeinfer_cpp.system.versions import llama_version
 
 # What llama.cpp says when it gives up is told; a debugger's stack trace behind it would hide that.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, check_pair, slice_plan
-from pipeinfer_cpp.gguf.files import appearing, cache_folder
 from pipeinfer_cpp.models.hub import fetched_models
 from pipeinfer_cpp.models.registry import Registry
+from pipeinfer_cpp.system.files import appearing, cache_folder
 
 SMALLER, BEST = 4, 12
 """A draft has at most so small a part of the target's bytes; one of about the second part is preferred."""

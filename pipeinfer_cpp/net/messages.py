@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeinfer_cpp.engine.costs import CostCurve
+from pipeinfer_cpp.engine.pacing import CostCurve
 from pipeinfer_cpp.engine.run import Row
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.net.transit import LinkSpeed

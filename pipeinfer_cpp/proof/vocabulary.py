@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source
-from pipeinfer_cpp.gguf.files import appearing, cache_folder
 from pipeinfer_cpp.llama.library import library_build
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
 from pipeinfer_cpp.proof.child import environment, last_words
+from pipeinfer_cpp.system.files import appearing, cache_folder
 
 _TEXT = "One\n  two, 3: d\u00e9j\u00e0 \u4e16\u754c \U0001f600 <|x|>\t\x01"
 """Words, spaces, a line break, other alphabets, bytes of their own: every way into a tokenizer."""

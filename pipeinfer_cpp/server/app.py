@@ -30,7 +30,7 @@ from pipeinfer_cpp.server.lines import Lines
 from pipeinfer_cpp.server.metrics import Metrics
 from pipeinfer_cpp.server.prompts import Prompts
 from pipeinfer_cpp.server.site import routes as site_routes
-from pipeinfer_cpp.versions import package_version
+from pipeinfer_cpp.system.versions import package_version
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
+from pipeinfer_cpp.chat.thinking import Part
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.server.answers import Answers, Ask, finish_reason, logprob
 from pipeinfer_cpp.server.ask import ApiError, ChatRequest
 from pipeinfer_cpp.server.calls import Call
 from pipeinfer_cpp.server.prompts import Prompts
 from pipeinfer_cpp.server.reply import Reader, replies
-from pipeinfer_cpp.thinking import Part
 
 
 def ask_of(request: ChatRequest, prompts: Prompts, owner: str, *, fits: bool = True) -> tuple[Ask, Reader]:

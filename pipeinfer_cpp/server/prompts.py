@@ -7,16 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeinfer_cpp.chat_template import ChatTemplate, Message
-from pipeinfer_cpp.conversation import Conversation, Template
+from pipeinfer_cpp.chat.conversation import Conversation, Template
+from pipeinfer_cpp.chat.template import ChatTemplate, Message, template_of
+from pipeinfer_cpp.chat.thinking import Thinking
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.chat_templates import BuiltinTemplate
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.server.ask import ApiError
 from pipeinfer_cpp.server.reply import Reader, tail
 from pipeinfer_cpp.server.tools import Forced, Tools, WithTools
-from pipeinfer_cpp.template_of import template_of
-from pipeinfer_cpp.thinking import Thinking
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 

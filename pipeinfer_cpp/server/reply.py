@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-from pipeinfer_cpp.conversation import Template
+from pipeinfer_cpp.chat.conversation import Template
+from pipeinfer_cpp.chat.thinking import Part, Thinking
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
 from pipeinfer_cpp.results import Token
 from pipeinfer_cpp.server.answers import Answers
 from pipeinfer_cpp.server.calls import Call, Calls
 from pipeinfer_cpp.server.tools import Tools
-from pipeinfer_cpp.thinking import Part, Thinking
 
 _TAIL = 64
 """Tokens of a prompt that may hold what opens a thought."""

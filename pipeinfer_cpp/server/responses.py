@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
+from pipeinfer_cpp.chat.thinking import Part
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.server.answers import Answers
 from pipeinfer_cpp.server.ask import ApiError, ChatRequest, JsonSchema, ResponseFormat
 from pipeinfer_cpp.server.calls import Call
 from pipeinfer_cpp.server.reply import Reader, replies
-from pipeinfer_cpp.thinking import Part
 
 
 class ResponsesRequest(msgspec.Struct, kw_only=True):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeinfer_cpp.chat_template import ChatTemplate, Message
-from pipeinfer_cpp.conversation import Template
+from pipeinfer_cpp.chat.conversation import Template
+from pipeinfer_cpp.chat.template import ChatTemplate, Message
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.server.calls import Kind, kind_of
 

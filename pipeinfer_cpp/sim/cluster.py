@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from pipeinfer_cpp.engine import events as ev
-from pipeinfer_cpp.engine.costs import CostCurve
 from pipeinfer_cpp.engine.engine import Engine
+from pipeinfer_cpp.engine.pacing import CostCurve
 from pipeinfer_cpp.engine.run import Run
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.engine.settings import Settings

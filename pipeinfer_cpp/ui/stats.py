@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from pipeinfer_cpp.conversation import Conversation
+from pipeinfer_cpp.chat.conversation import Conversation
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
 from pipeinfer_cpp.ui.consoles import escaped, turns

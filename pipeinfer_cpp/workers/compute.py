@@ -32,7 +32,7 @@ from pipeinfer_cpp.net.messages import (
 )
 from pipeinfer_cpp.net.sockets import Link, Network, Server, clock
 from pipeinfer_cpp.net.transit import Transit
-from pipeinfer_cpp.versions import llama_version, package_version
+from pipeinfer_cpp.system.versions import llama_version, package_version
 from pipeinfer_cpp.workers.lifeline import resident_mb
 from pipeinfer_cpp.workers.slice_runner import Result, SliceRunner
 

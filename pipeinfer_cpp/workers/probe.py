@@ -16,10 +16,8 @@ from typing import IO, cast
 
 import msgspec
 
-from pipeinfer_cpp.cachedir import cache_dir
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import LayerRange, Source, slice_plan
-from pipeinfer_cpp.gguf.files import appearing, locked
 from pipeinfer_cpp.gguf.kinds import Sample, samples_of
 from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.gguf.plan_keys import SOURCE_SHA256, UNKNOWN
@@ -27,8 +25,9 @@ from pipeinfer_cpp.gguf.writer import write_slices
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import library_build
 from pipeinfer_cpp.llama.selftest import BEHIND, Found, depths_within, examine
-from pipeinfer_cpp.machine import cores
-from pipeinfer_cpp.versions import cpu_name
+from pipeinfer_cpp.system.files import appearing, cache_dir, locked
+from pipeinfer_cpp.system.machine import cores
+from pipeinfer_cpp.system.versions import cpu_name
 
 VERSION = 4
 DAY = 86400.0

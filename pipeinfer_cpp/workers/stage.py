@@ -9,8 +9,6 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from pipeinfer_cpp.machine import Share, cores, machine_id
-from pipeinfer_cpp.memory import Memory, memory
 from pipeinfer_cpp.net.handshake import objection
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
@@ -32,7 +30,9 @@ from pipeinfer_cpp.net.messages import (
 )
 from pipeinfer_cpp.net.sockets import Network, Selector, Server, Wakeup, clock
 from pipeinfer_cpp.net.transit import Arrivals
-from pipeinfer_cpp.versions import llama_version, package_version
+from pipeinfer_cpp.system.machine import Share, cores, machine_id
+from pipeinfer_cpp.system.memory import Memory, memory
+from pipeinfer_cpp.system.versions import llama_version, package_version
 from pipeinfer_cpp.workers.compute import Compute, Resolve
 
 SIGN = 0.4

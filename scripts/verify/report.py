@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeinfer_cpp.llama.library import library_build
-from pipeinfer_cpp.versions import package_version
+from pipeinfer_cpp.system.versions import package_version
 
 
 def machine() -> str:

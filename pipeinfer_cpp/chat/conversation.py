@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from pipeinfer_cpp.chat_template import Message
+from pipeinfer_cpp.chat.template import Message
 from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.errors import UserError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pipeinfer_cpp.chat_template import asked_for
+from pipeinfer_cpp.chat.template import asked_for
 
 _TAGS = (
     ("<think>", "</think>"),

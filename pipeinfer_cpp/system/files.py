@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and locks that the system frees when their holder dies."""
+"""The cache folder; files that appear whole or not at all, and locks that the system frees when their holder dies."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeinfer_cpp.cachedir import cache_dir
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.machine import suspended
+from pipeinfer_cpp.system.machine import suspended
+
+
+def cache_dir() -> Path:
+    """$PIPEINFER_CACHE, else pipeinfer/ in the user's cache folder. It is made when missing."""
+    given = os.environ.get("PIPEINFER_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    path = Path(given) if given else Path(base) / "pipeinfer"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""

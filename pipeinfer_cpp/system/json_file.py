@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf.files import appearing
+from pipeinfer_cpp.system.files import appearing
 
 T = TypeVar("T")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeinfer_cpp.chat_template import Message
+from pipeinfer_cpp.chat.conversation import Conversation, Template, Tokenizer
+from pipeinfer_cpp.chat.template import Message
 from pipeinfer_cpp.cluster.turn import Turn
-from pipeinfer_cpp.conversation import Conversation, Template, Tokenizer
 from pipeinfer_cpp.errors import UserError
 
 _ROLES = ("system", "user", "assistant")
