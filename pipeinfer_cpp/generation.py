@@ -7,7 +7,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
-from pipeinfer_cpp.cluster.turn import Turn
+from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.results import Result, Token
 
 Reading = Callable[[int, int], None]
@@ -21,24 +21,24 @@ class Generation:
     an exception in it, `close()`, or dropping the object ends the generation and keeps the conversation.
     """
 
-    def __init__(self, turn: Turn, stop: Callable[[Turn], None], reading: Reading | None = None) -> None:
+    def __init__(self, job: Job, stop: Callable[[Job], None], reading: Reading | None = None) -> None:
         """`stop` asks for the turn's end and returns at once: it is called by finalisers, in any thread."""
-        self.turn = turn
+        self.job = job
         """Shared with the pipeline; not for users."""
         self._reading = reading
-        self._stop = partial(_stop, turn, stop)
+        self._stop = partial(_stop, job, stop)
         self._position = 0
         weakref.finalize(self, self._stop).atexit = False
 
     @property
     def result(self) -> Result | None:
         """None until it has ended well."""
-        return self.turn.result
+        return self.job.result
 
     @property
     def done(self) -> bool:
         """It has ended, well or not."""
-        return self.turn.over
+        return self.job.over
 
     def __iter__(self) -> Iterator[Token]:
         n = 0
@@ -57,25 +57,25 @@ class Generation:
         return token
 
     async def __aiter__(self) -> AsyncIterator[Token]:
-        turn, n, news = self.turn, 0, asyncio.Event()
+        job, n, news = self.job, 0, asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def tell() -> None:
             loop.call_soon_threadsafe(news.set)
 
-        forget = turn.watch(tell)
+        forget = job.watch(tell)
         try:
             while True:
                 news.clear()
-                over = turn.over  # before the tokens: none comes behind the end
-                for token in turn.tokens[n:]:
+                over = job.over  # before the tokens: none comes behind the end
+                for token in job.tokens[n:]:
                     n += 1
                     yield token
                 if over:
                     break
                 await news.wait()
-            if turn.error is not None:
-                raise turn.error
+            if job.error is not None:
+                raise job.error
         finally:
             forget()
             self._stop()
@@ -89,46 +89,46 @@ class Generation:
     def close(self) -> None:
         """End it now, however it stands; returns when every stage has dropped it."""
         self._stop()
-        self.turn.wait()
+        self.job.wait()
 
     def wait(self, timeout: float | None = None) -> Result:
         """Let it run to its end. Raises what it failed with, and TimeoutError after `timeout` seconds."""
-        turn = self.turn
-        while self._reading is not None and not turn.tokens and not turn.wait(0, 0.1):
+        job = self.job
+        while self._reading is not None and not job.tokens and not job.wait(0, 0.1):
             self._tell()
         self._told()
-        if not turn.wait(timeout=timeout):
+        if not job.wait(timeout=timeout):
             raise TimeoutError(f"the generation goes on after {timeout} s")
-        if turn.error is not None:
-            raise turn.error
-        assert turn.result is not None
-        return turn.result
+        if job.error is not None:
+            raise job.error
+        assert job.result is not None
+        return job.result
 
     def _next(self, n: int) -> Token | None:
         """Token number n, None at the end. Raises what the generation failed with."""
-        turn = self.turn
-        while not turn.wait(n, 0.1 if self._reading is not None else None):
+        job = self.job
+        while not job.wait(n, 0.1 if self._reading is not None else None):
             self._tell()
         self._told()
-        if len(turn.tokens) > n:
-            return turn.tokens[n]
-        if turn.error is not None:
-            raise turn.error
+        if len(job.tokens) > n:
+            return job.tokens[n]
+        if job.error is not None:
+            raise job.error
         return None
 
     def _tell(self) -> None:
-        n_prompt = len(self.turn.prompt)
+        n_prompt = len(self.job.prompt)
         if self._reading is not None:
-            self._reading(min(self.turn.read, n_prompt - 1), n_prompt)
+            self._reading(min(self.job.read, n_prompt - 1), n_prompt)
 
     def _told(self) -> None:
         """The first token is here: all of the prompt is read."""
         if self._reading is not None:
-            self._reading(len(self.turn.prompt), len(self.turn.prompt))
+            self._reading(len(self.job.prompt), len(self.job.prompt))
             self._reading = None
 
 
-def _stop(turn: Turn, stop: Callable[[Turn], None]) -> None:
-    if not turn.over:
-        turn.stopping = True
-        stop(turn)
+def _stop(job: Job, stop: Callable[[Job], None]) -> None:
+    if not job.over:
+        job.stopping = True
+        stop(job)

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeinfer_cpp.cluster.turn import Turn
+from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.engine.slot import Slot
 from pipeinfer_cpp.errors import PipeInferError
@@ -30,7 +30,7 @@ class Line:
         """`pipeline` gives it, or None once it is gone. Use `Pipeline.conversation`."""
         self._pipeline = pipeline
         self.owner = owner
-        self.turn: Turn | None = None
+        self.job: Job | None = None
         """The last one."""
         self._last: Result | None = None
         self.past_elsewhere: Past | None = None
@@ -49,22 +49,22 @@ class Line:
         """As `Pipeline.generate`, in this conversation. Raises PipeInferError while one is under way in it, and
         where all slots are busy."""
         pipeline = self._there()
-        turn = pipeline.turn_of(prompt, max_tokens, sampling, stop, goes_on, self.owner)
+        job = pipeline.job_of(prompt, max_tokens, sampling, stop, goes_on, self.owner)
         with pipeline.lock:
             pipeline.check_alive()
             self.rest("This conversation generates one text at a time")
-            if self.turn is not None and self.turn.result is not None:
-                self._last = self.turn.result
-            turn.slot, others = pipeline.seats.take(self, turn)
-            self.turn = turn
-            pipeline.driver.begin(turn, lambda slot: self._move_in(slot, others))
-        return Generation(turn, pipeline.driver.cancel, reading)
+            if self.job is not None and self.job.result is not None:
+                self._last = self.job.result
+            job.slot, others = pipeline.seats.take(self, job)
+            self.job = job
+            pipeline.driver.begin(job, lambda slot: self._move_in(slot, others))
+        return Generation(job, pipeline.driver.cancel, reading)
 
     @property
     def last(self) -> Result | None:
         """The result of the last generation that ended well."""
-        if self.turn is not None and self.turn.result is not None:
-            return self.turn.result
+        if self.job is not None and self.job.result is not None:
+            return self.job.result
         return self._last
 
     def past(self) -> Past:
@@ -104,19 +104,19 @@ class Line:
         pipeline = self._pipeline()
         if pipeline is None:
             return
-        if self.turn is not None and not self.turn.over:
-            self.turn.stopping = True
-            pipeline.driver.cancel(self.turn)
-            self.turn.wait()
+        if self.job is not None and not self.job.over:
+            self.job.stopping = True
+            pipeline.driver.cancel(self.job)
+            self.job.wait()
         with pipeline.lock:
             pipeline.seats.leave(self)
 
     def rest(self, refused: str = "This can only be done between generations") -> None:
         """Nothing is under way in it: wait for a generation that was told to stop, refuse while another one runs."""
-        if self.turn is not None and not self.turn.over:
-            if not self.turn.stopping:
+        if self.job is not None and not self.job.over:
+            if not self.job.stopping:
                 raise PipeInferError(f"{refused}: another one is under way; read it to its end, or close() it.")
-            self.turn.wait()
+            self.job.wait()
         self._there().check_alive()
 
     def _move_in(self, slot: Slot, others: Line | None) -> None:
@@ -143,7 +143,7 @@ class Seats:
 
     def __init__(self, n: int) -> None:
         self._lines: list[weakref.ref[Line] | None] = [None] * n
-        self._turns: list[Turn | None] = [None] * n
+        self._jobs: list[Job | None] = [None] * n
         """The last one of each slot."""
         self._used = [0] * n
         self._count = itertools.count(1)
@@ -152,14 +152,14 @@ class Seats:
         """The line's slot, None where it has none."""
         return next((i for i, ref in enumerate(self._lines) if ref is not None and ref() is line), None)
 
-    def take(self, line: Line, turn: Turn) -> tuple[int, Line | None]:
+    def take(self, line: Line, job: Job) -> tuple[int, Line | None]:
         """A slot for the turn: the line's own, a free one, or that of the line that was used longest ago. Returns
         it, and the line that stood there. Raises PipeInferError where all are busy."""
         slot = self.of(line)
         if slot is None:
-            idle = [i for i, last in enumerate(self._turns) if last is None or last.over]
+            idle = [i for i, last in enumerate(self._jobs) if last is None or last.over]
             if not idle:
-                n = len(self._turns)
+                n = len(self._jobs)
                 raise PipeInferError(
                     f"All {n} slots of this pipeline are busy: wait for a generation to end, or open it with more."
                     if n > 1
@@ -168,7 +168,7 @@ class Seats:
                 )
             slot = min(idle, key=lambda i: (self._line(i) is not None, self._used[i]))
         before = self._line(slot)
-        self._lines[slot], self._turns[slot], self._used[slot] = weakref.ref(line), turn, next(self._count)
+        self._lines[slot], self._jobs[slot], self._used[slot] = weakref.ref(line), job, next(self._count)
         return slot, before
 
     def leave(self, line: Line) -> None:

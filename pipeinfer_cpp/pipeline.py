@@ -28,11 +28,11 @@ from pipeinfer_cpp.chat.template import template_of
 from pipeinfer_cpp.cluster.crew import Crew
 from pipeinfer_cpp.cluster.cutting import Cutting
 from pipeinfer_cpp.cluster.driver import Driver
+from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.cluster.launch import Process
 from pipeinfer_cpp.cluster.live import Live
 from pipeinfer_cpp.cluster.plan import Plan, make_plan
 from pipeinfer_cpp.cluster.session import Loading, Peer
-from pipeinfer_cpp.cluster.turn import Turn
 from pipeinfer_cpp.cluster.window import Window
 from pipeinfer_cpp.engine import CostCurve
 from pipeinfer_cpp.engine.cached import Past
@@ -45,9 +45,8 @@ from pipeinfer_cpp.net.sockets import Network
 from pipeinfer_cpp.options import Options
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.sampling import Sampling
+from pipeinfer_cpp.system.reports import Report
 
-Report = Callable[[str, str, int, int], None]
-"""(worker, what it does, done, in all; 0 where that is not known). Called from more than one thread."""
 _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "mode": text,
     "governor": truth,
@@ -209,7 +208,7 @@ class Pipeline:
         other's cells where their prompts begin alike; nobody else's."""
         return Line(lambda: self, owner)
 
-    def turn_of(
+    def job_of(
         self,
         prompt: str | Sequence[int],
         max_tokens: int,
@@ -217,7 +216,7 @@ class Pipeline:
         stop: str | Sequence[str],
         goes_on: bool,
         owner: str,
-    ) -> Turn:
+    ) -> Job:
         """What `generate` was asked for, checked and made plain. Raises UserError."""
         sampling = sampling_of(sampling).seeded().within(self.settings.n_ctx)
         notes = []
@@ -241,7 +240,7 @@ class Pipeline:
         self.check_grammar(sampling)
         stops, goes_on = stop_strings(stop), truth("goes_on", goes_on)
         stop_tokens = self.vocabulary.control_tokens(stops)
-        return Turn(tokens, max_tokens, sampling, stops, goes_on, stop_tokens, owner, notes)
+        return Job(tokens, max_tokens, sampling, stops, goes_on, stop_tokens, owner, notes)
 
     def chat(
         self,
@@ -271,11 +270,11 @@ class Pipeline:
             self._line.rest("This pipeline generates one text at a time")
             quarter = self.settings.n_ctx // 4
             reserve = quarter if max_tokens == -1 else min(max_tokens, quarter)
-            tokens, goes_on = self._chats.prompt(said, self._line.turn, reserve)
+            tokens, goes_on = self._chats.prompt(said, self._line.job, reserve)
         generation = self.generate(
             tokens, max_tokens=max_tokens, sampling=sampling, stop=stop, goes_on=goes_on, reading=reading
         )
-        self._chats.began(generation.turn)
+        self._chats.began(generation.job)
         return generation
 
     @property

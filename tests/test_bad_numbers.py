@@ -15,7 +15,7 @@ from pipeinfer_cpp.cluster.session import Peer
 from pipeinfer_cpp.engine.run import InFlight, Row, Run
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.errors import PipeInferError
-from pipeinfer_cpp.net.messages import Drafted, Loaded, RunBack, RunHeader, StageReady, TurnStart
+from pipeinfer_cpp.net.messages import Guessed, Loaded, Passed, RunBack, RunHeader, TurnStart
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
 from pipeinfer_cpp.workers.limits import Limits
@@ -80,16 +80,16 @@ def test_the_coordinator_hears_of_them_and_the_stage_lives(what: str) -> None:
         assert process is not None and process.death() is None
 
 
-def lie(pipeline: Pipeline, peer: Peer, said: RunBack | StageReady | Drafted) -> None:
+def lie(pipeline: Pipeline, peer: Peer, said: RunBack | Passed | Guessed) -> None:
     """Let the driver hear this from the peer, as though it had come over its socket."""
     driver = pipeline.driver
     driver._command(lambda: driver._take(peer, said))
 
 
-CLAIMS: dict[str, tuple[RunBack | StageReady, str]] = {
-    "number": (StageReady(7, 1, "done", 0.0, 0.1, 0), "it is stage 7"),
-    "a run that never left": (StageReady(0, 1 << 30, "done", 0.0, 0.1, 0), "never sent"),
-    "time": (StageReady(0, 1, "done", 0.0, float("nan"), 0), "took nan s"),
+CLAIMS: dict[str, tuple[RunBack | Passed, str]] = {
+    "number": (Passed(7, 1, "done", 0.0, 0.1, 0), "it is stage 7"),
+    "a run that never left": (Passed(0, 1 << 30, "done", 0.0, 0.1, 0), "never sent"),
+    "time": (Passed(0, 1, "done", 0.0, float("nan"), 0), "took nan s"),
     "an answer to nothing": (RunBack(1 << 30, False, ()), "which is not under way"),
 }
 
@@ -129,19 +129,19 @@ def test_measurements_that_cannot_be() -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        Drafted(1, 99, 1 << 20, 0.5, -1, 0.0, 0.0, 0.1),
-        Drafted(1, 99, 5, 0.5, 1 << 20, 0.5, 0.0, 0.1),
-        Drafted(1, 99, 5, float("nan"), -1, 0.0, 0.0, 0.1),
+        Guessed(1, 99, 1 << 20, 0.5, -1, 0.0, 0.0, 0.1),
+        Guessed(1, 99, 5, 0.5, 1 << 20, 0.5, 0.0, 0.1),
+        Guessed(1, 99, 5, float("nan"), -1, 0.0, 0.0, 0.1),
     ],
 )
-def test_a_draft_worker_that_says_what_cannot_be_is_done_without(said: Drafted) -> None:
+def test_a_draft_worker_that_says_what_cannot_be_is_done_without(said: Guessed) -> None:
     with local(stages=1) as p:
         expected = p.generate(PROMPT, max_tokens=40, sampling=GREEDY).wait().text
         generation = p.generate(PROMPT, max_tokens=40, sampling=GREEDY)
         draft = p.driver._draft
         assert draft is not None
         lie(p, draft, said)
-        lie(p, draft, Drafted(1 << 40, 5, 5, 0.5, -1, 0.0, 0.0, 0.1))  # it is not listened to any more
+        lie(p, draft, Guessed(1 << 40, 5, 5, 0.5, -1, 0.0, 0.0, 0.1))  # it is not listened to any more
         result = generation.wait(20)
         assert result.text == expected
         (warning,) = result.warnings

@@ -16,13 +16,13 @@ from pipeinfer_cpp.engine.run import Row
 from pipeinfer_cpp.engine.speculation import Calibration, select, worth
 from pipeinfer_cpp.engine.stats import Stats
 from pipeinfer_cpp.engine.tree import Node, Tree
-from pipeinfer_cpp.sim.cluster import Cluster
+from pipeinfer_cpp.sim.cluster import VirtualCluster
 from pipeinfer_cpp.sim.worlds import Replay, independent
 
 LEVEL = CostCurve.linear(0.02)
 
 
-class Watched(Cluster):
+class Watched(VirtualCluster):
     """A simulated pipeline that remembers what its engine asked for."""
 
     def __init__(self, world: Replay, n_stages: int = 3, curve: CostCurve = LEVEL, **settings: Any) -> None:

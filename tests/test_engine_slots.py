@@ -16,7 +16,7 @@ from test_engine_properties import Case, cases
 
 from pipeinfer_cpp.engine import CostCurve, EngineError, Settings
 from pipeinfer_cpp.engine import events as ev
-from pipeinfer_cpp.sim.cluster import Cluster
+from pipeinfer_cpp.sim.cluster import VirtualCluster
 from pipeinfer_cpp.sim.worlds import independent
 
 SLOTS = 3
@@ -177,7 +177,7 @@ def together(n: int, mode: str, acceptance: float = 0.7, further: float = 0.3) -
     """Simulated: tokens per second of `n` conversations on four equal stages, and each one's seconds a token."""
     world = independent(2000, acceptance)
     asked = Settings(mode, n_ctx=400, slots=n, max_rows=8, exact=True)
-    cluster = Cluster(world, [CostCurve.linear(0.02, further * 0.02)] * 4, asked, draft_s=0.004, hop=0.0005)
+    cluster = VirtualCluster(world, [CostCurve.linear(0.02, further * 0.02)] * 4, asked, draft_s=0.004, hop=0.0005)
     outcomes = cluster.generate_all([world.text[: 8 + i] for i in range(n)], 200)
     began = min(o.began + o.times[0] for o in outcomes)
     ended = max(o.began + o.times[-1] for o in outcomes)
@@ -200,7 +200,7 @@ def test_a_slot_alone_is_as_fast_as_an_engine_of_one() -> None:
     speeds = []
     for slots in (1, 4):
         asked = Settings("async", n_ctx=400, slots=slots, max_rows=8)
-        cluster = Cluster(world, [CostCurve.linear(0.02, 0.006)] * 4, asked, draft_s=0.004, hop=0.0005)
+        cluster = VirtualCluster(world, [CostCurve.linear(0.02, 0.006)] * 4, asked, draft_s=0.004, hop=0.0005)
         speeds.append(cluster.generate(world.text[:8], 200).tokens_per_s)
     assert speeds[0] == pytest.approx(speeds[1])
 
@@ -209,7 +209,7 @@ def test_a_long_prompt_stalls_nobody() -> None:
     """While one reads 640 tokens in chunks of 0.2 s, the others' tokens come no more than a chunk apart, and a bit."""
     world = independent(2000, 0.7)
     asked = Settings("off", n_ctx=1000, chunk=64, slots=3)
-    cluster = Cluster(world, [CostCurve({1: 0.02, 64: 0.2})] * 4, asked, hop=0.0005)
+    cluster = VirtualCluster(world, [CostCurve({1: 0.02, 64: 0.2})] * 4, asked, hop=0.0005)
     cluster.clock.at(1.0, lambda: cluster.feed(ev.Prompt(tuple(world.text[:640]), 20, slot=2)))
     outcomes = cluster.generate_all([world.text[:8], world.text[:9]], 100)
     assert cluster.outcomes[2].tokens and cluster.outcomes[2].times[0] < 8

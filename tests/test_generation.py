@@ -157,7 +157,7 @@ def test_the_driver_s_thread_may_collect_a_half_read_one(p: Pipeline, text: str)
     try:
         Cycle()
         p.driver._command(gc.collect)
-        turn = p._line.turn
+        turn = p._line.job
         assert turn is not None and until(lambda: turn.stopping, 5) < 5
     finally:
         gc.enable()

@@ -11,7 +11,7 @@ from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.governor import Governor
 from pipeinfer_cpp.engine.pacing import Pace
 from pipeinfer_cpp.engine.speculation import Cutoff
-from pipeinfer_cpp.sim.cluster import Cluster
+from pipeinfer_cpp.sim.cluster import VirtualCluster
 from pipeinfer_cpp.sim.worlds import Replay, independent
 
 
@@ -157,14 +157,14 @@ def test_what_was_under_way_when_a_probe_began_is_no_probe() -> None:
     assert governor.speculate
 
 
-def plain_of(cluster: Cluster) -> float:
+def plain_of(cluster: VirtualCluster) -> float:
     return cluster.engine.pipe.pace.plain
 
 
 def test_plain_knows_what_links_take() -> None:
     """Links of 30 ms that nobody told the engine about."""
     world = independent(300, 0.7)
-    cluster = Cluster(world, [CostCurve.linear(0.02)] * 3, Settings(n_ctx=320), hop=0.03)
+    cluster = VirtualCluster(world, [CostCurve.linear(0.02)] * 3, Settings(n_ctx=320), hop=0.03)
     cluster.engine.pipe.pace.hop = 0.0002
     cluster.generate(world.text[:8], 100)
     assert plain_of(cluster) == pytest.approx(3 * 0.02 + 4 * 0.03, rel=0.05)
@@ -174,7 +174,7 @@ def test_plain_is_measured_again_when_it_was_measured_on_a_busy_machine() -> Non
     """The engine was told three times what stages take, and speculation does not pay: it must still find out."""
     world = independent(700, 0.05)
     curves = [CostCurve.linear(0.02, 0.02)] * 3
-    cluster = Cluster(world, curves, Settings(n_ctx=720), draft_s=0.05)
+    cluster = VirtualCluster(world, curves, Settings(n_ctx=720), draft_s=0.05)
     cluster.engine.pipe.pace.curves = [CostCurve.linear(0.06, 0.06) for _ in curves]
     cluster.generate(world.text[:8], 60)
     assert plain_of(cluster) == pytest.approx(0.06, rel=0.1)
@@ -236,7 +236,7 @@ def test_a_governor_can_be_told_to_let_go() -> None:
     curves = [CostCurve.linear(0.02, 0.02)] * 2
 
     def proposed(governor: bool) -> int:
-        cluster = Cluster(world, curves, Settings(n_ctx=440, ablate=frozenset({"cancel"}), governor=governor))
+        cluster = VirtualCluster(world, curves, Settings(n_ctx=440, ablate=frozenset({"cancel"}), governor=governor))
         cluster.generate(world.text[:8], 400)
         return cluster.engine.slots[0].stats.proposed
 

@@ -35,18 +35,18 @@ def test_a_further_turn_computes_only_what_is_new(p: Pipeline) -> None:
     answer = {"role": "assistant", "content": first.text}
     generation = p.chat([SAID, answer, MORE], max_tokens=12, sampling=GREEDY)
     second = generation.wait()
-    assert generation.turn.goes_on
-    held = generation.turn.prompt[: first.n_prompt + first.n_generated - 1]
+    assert generation.job.goes_on
+    held = generation.job.prompt[: first.n_prompt + first.n_generated - 1]
     assert list(held[first.n_prompt :]) == first.token_ids[: len(held) - first.n_prompt]
     assert second.n_prompt > len(held)
     other = p.chat([SAID, {**answer, "content": "No."}, MORE], max_tokens=12, sampling=GREEDY)
     other.wait()
-    assert not other.turn.goes_on
+    assert not other.job.goes_on
     p.chat([SAID], max_tokens=12, sampling=GREEDY).wait()
     p.generate("A dog", max_tokens=2).wait()
     between = p.chat([SAID, answer, MORE], max_tokens=2, sampling=GREEDY)
     between.wait()
-    assert not between.turn.goes_on
+    assert not between.job.goes_on
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeinfer_cpp.engine import CostCurve, Settings
-from pipeinfer_cpp.sim.cluster import Cluster
+from pipeinfer_cpp.sim.cluster import VirtualCluster
 from pipeinfer_cpp.sim.worlds import Replay, independent
 
 STEEP = CostCurve.linear(0.02, 0.006)
@@ -18,10 +18,10 @@ HOP, DRAFT = 0.0002, 0.002
 N = 600
 
 
-def run(world: Replay, curves: list[CostCurve], n: int = N, draft_s: float = DRAFT, **settings: Any) -> Cluster:
+def run(world: Replay, curves: list[CostCurve], n: int = N, draft_s: float = DRAFT, **settings: Any) -> VirtualCluster:
     """Generate n tokens behind the first eight of the world's text."""
     settings.setdefault("max_rows", 16)
-    cluster = Cluster(world, curves, Settings(n_ctx=n + 64, **settings), draft_s=draft_s, hop=HOP)
+    cluster = VirtualCluster(world, curves, Settings(n_ctx=n + 64, **settings), draft_s=draft_s, hop=HOP)
     outcome = cluster.generate(world.text[:8], n)
     assert outcome.tokens == world.text[8 : 8 + n] and outcome.reason == "length"
     return cluster
@@ -139,7 +139,7 @@ def test_bursts_make_the_same_acceptance_worth_less_or_more() -> None:
 def test_a_conversation_of_turns() -> None:
     """The canonical sequence stays from turn to turn: only what is new is computed."""
     world = independent(200, 0.7)
-    cluster = Cluster(world, [STEEP] * 3, Settings(n_ctx=256, chunk=8))
+    cluster = VirtualCluster(world, [STEEP] * 3, Settings(n_ctx=256, chunk=8))
     for end in (30, 60, 90):
         outcome = cluster.generate(world.text[: end - 10], 10)
         assert outcome.tokens == world.text[end - 10 : end]
@@ -157,7 +157,7 @@ def test_short_answers_of_a_draft_that_is_never_right_cost_next_to_nothing(
     world, curves = independent(200, 0.0), [CostCurve.linear(first, further)] * n_stages
 
     def seconds(**settings: Any) -> float:
-        cluster = Cluster(world, curves, Settings(n_ctx=300, max_rows=16, **settings), draft_s=DRAFT, hop=HOP)
+        cluster = VirtualCluster(world, curves, Settings(n_ctx=300, max_rows=16, **settings), draft_s=DRAFT, hop=HOP)
         return sum(_took(cluster, world.text[: 8 + i]) for i in range(20))
 
     off = seconds(mode="off")
@@ -166,7 +166,7 @@ def test_short_answers_of_a_draft_that_is_never_right_cost_next_to_nothing(
         assert seconds(mode="async", governor=False, ablate=frozenset({"cancel"})) > 1.05 * off
 
 
-def _took(cluster: Cluster, prompt: list[int]) -> float:
+def _took(cluster: VirtualCluster, prompt: list[int]) -> float:
     began = cluster.clock.now
     cluster.generate(prompt, 12)
     return cluster.clock.now - began

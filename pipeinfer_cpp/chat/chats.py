@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeinfer_cpp.chat.conversation import Conversation, Template, Tokenizer
-from pipeinfer_cpp.chat.template import Message
-from pipeinfer_cpp.cluster.turn import Turn
+from pipeinfer_cpp.chat.template import ChatMessage
+from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.errors import UserError
 
 _ROLES = ("system", "user", "assistant")
@@ -19,30 +19,30 @@ class Chats:
     def __init__(self, template: Template, tokenizer: Tokenizer, n_ctx: int) -> None:
         self._conversation = Conversation(template, tokenizer, n_ctx)
         self._of = template, tokenizer, n_ctx
-        self._turn: Turn | None = None
+        self._job: Job | None = None
 
-    def prompt(self, messages: list[Message], last: Turn | None, reserve: int) -> tuple[list[int], bool]:
+    def prompt(self, messages: list[ChatMessage], last: Job | None, reserve: int) -> tuple[list[int], bool]:
         """Token ids, and whether they go on with what the stages hold since the turn `last`.
 
         The oldest turns go where fewer than `reserve` positions are left. Raises UserError where that is no help.
         """
-        turn, self._turn = self._turn, None
-        if turn is not None and turn.result is not None and self._conversation.messages == messages[:-2]:
+        job, self._job = self._job, None
+        if job is not None and job.result is not None and self._conversation.messages == messages[:-2]:
             answer = messages[-2]
-            if answer == {"role": "assistant", "content": turn.result.text}:
-                self._conversation.answered(turn.result.text, turn.result.token_ids)
-        goes_on = len(messages) > 1 and self._conversation.messages == messages[:-1] and turn is last
+            if answer == {"role": "assistant", "content": job.result.text}:
+                self._conversation.answered(job.result.text, job.result.token_ids)
+        goes_on = len(messages) > 1 and self._conversation.messages == messages[:-1] and job is last
         if not goes_on:
             self._conversation = Conversation(*self._of)
             self._conversation.messages = messages[:-1]
         prompt = self._conversation.ask(messages[-1]["content"], reserve=reserve)
         return prompt.tokens, goes_on and not prompt.dropped
 
-    def began(self, turn: Turn) -> None:
-        self._turn = turn
+    def began(self, job: Job) -> None:
+        self._job = job
 
 
-def plain_messages(messages: Any) -> list[Message]:
+def plain_messages(messages: Any) -> list[ChatMessage]:
     """Messages with text as their content, the last one the user's. Raises TypeError and UserError that name it."""
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
@@ -54,7 +54,7 @@ def plain_messages(messages: Any) -> list[Message]:
     return found
 
 
-def _plain(name: str, message: Any) -> Message:
+def _plain(name: str, message: Any) -> ChatMessage:
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
         raise TypeError(f"{name}: a dict with a role and a content is needed, not {message!r}")
     if message["role"] not in _ROLES:

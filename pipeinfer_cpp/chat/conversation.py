@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from pipeinfer_cpp.chat.template import Message
+from pipeinfer_cpp.chat.template import ChatMessage
 from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.errors import UserError
 
@@ -43,7 +43,7 @@ class Template(Protocol):
     source: str
     variables: dict[str, Any]
 
-    def render(self, messages: Sequence[Message], *, answer_follows: bool = True) -> str: ...
+    def render(self, messages: Sequence[ChatMessage], *, answer_follows: bool = True) -> str: ...
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -61,7 +61,7 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     model: str
-    messages: list[Message]
+    messages: list[ChatMessage]
     known: Known | None = None
     asked: str | None = None
     seed: int | None = None
@@ -85,7 +85,7 @@ def read_saved(path: Path) -> Saved:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Question:
     """What a turn sends. `dropped` turns had to go to make room for it."""
 
     tokens: list[int]
@@ -95,7 +95,7 @@ class Prompt:
 class Mark(NamedTuple):
     """A conversation's state, to go back to."""
 
-    messages: list[Message]
+    messages: list[ChatMessage]
     known: Known | None
     asked: Known | None
 
@@ -113,7 +113,7 @@ class Conversation:
         system: str = "",
     ) -> None:
         self.template, self.tokenizer, self._n_ctx, self._model = template, tokenizer, n_ctx, model
-        self.messages: list[Message] = []
+        self.messages: list[ChatMessage] = []
         self._known: Known | None = None
         self._asked: Known | None = None
         self.past: Past | None = None
@@ -147,7 +147,7 @@ class Conversation:
         """Go back to how it was at the mark."""
         self.messages, self._known, self._asked = list(mark.messages), mark.known, mark.asked
 
-    def ask(self, text: str, *, reserve: int) -> Prompt:
+    def ask(self, text: str, *, reserve: int) -> Question:
         """Begin a turn. The oldest turns behind the system prompt go when fewer than `reserve` positions
         are left for the answer. Raises UserError when not even the question alone fits."""
         mark = self.mark()
@@ -158,14 +158,14 @@ class Conversation:
             self.restore(mark)
             raise
 
-    def again(self, *, reserve: int) -> Prompt:
+    def again(self, *, reserve: int) -> Question:
         """Begin the last turn once more. Raises UserError when there is none."""
         if not self.n_turns:
             raise UserError("There is no answer yet to generate again.")
         mark = self.mark()
         self.messages.pop()
         if self._asked is not None:
-            return Prompt(self._asked.tokens)
+            return Question(self._asked.tokens)
         self._known = None
         try:
             return self._prompt(reserve)
@@ -180,13 +180,13 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": text if content is None else content})
         self._known = Known(self._asked.text, text, [*self._asked.tokens, *self._without_stop(text, ids)])
 
-    def more(self) -> Prompt:
+    def more(self) -> Question:
         """Go on with the last answer; `extended` ends that. Raises UserError when there is none, or no room."""
         if self._known is None or not self.n_turns:
             raise UserError("There is no answer to go on with.")
         if len(self._known.tokens) >= self._n_ctx:
             raise UserError("The context is full: ask something new, and the oldest turns make room for it.")
-        return Prompt(self._known.tokens)
+        return Question(self._known.tokens)
 
     def extended(self, text: str, ids: Sequence[int]) -> None:
         """The last answer has become longer."""
@@ -237,7 +237,7 @@ class Conversation:
 
     # --------------------------------------------------------------------------------------- tokens
 
-    def _prompt(self, reserve: int) -> Prompt:
+    def _prompt(self, reserve: int) -> Question:
         text, tokens = self._tokens()
         dropped = 0
         if len(tokens) > self._n_ctx - reserve:
@@ -251,7 +251,7 @@ class Conversation:
                     f"{self._n_ctx}. Shorten it or start with a larger --ctx-size."
                 )
         self._asked = Known(text, "", tokens)
-        return Prompt(tokens, dropped)
+        return Question(tokens, dropped)
 
     def tokens(self) -> list[int]:
         """Of all messages as they are, up to where the next answer begins."""

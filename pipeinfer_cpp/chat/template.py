@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeinfer_cpp.models import Pair
 
 
-Message = dict[str, Any]
+ChatMessage = dict[str, Any]
 """`role` (system, user, assistant) and `content`; in conversations with tools also `tool_calls`, and the role tool."""
 
 _NO_TOOLS: tuple[dict[str, Any], ...] = ({"tools": None}, {}, {"tools": [], "functions": ""})
@@ -61,7 +61,7 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[ChatMessage],
         *,
         answer_follows: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -107,7 +107,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
 
 
-def _forms(messages: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:
+def _forms(messages: Sequence[ChatMessage]) -> Iterator[list[dict[str, Any]]]:
     """The messages as they are, in parts, and both without a system message."""
     forms = [list(messages)]
     if len(messages) > 1 and messages[0]["role"] == "system":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
-from pipeinfer_cpp.chat.conversation import Conversation, Mark, Prompt
+from pipeinfer_cpp.chat.conversation import Conversation, Mark, Question
 from pipeinfer_cpp.cli.answer_view import AnswerView
 from pipeinfer_cpp.cli.chat_commands import Commands
 from pipeinfer_cpp.cli.chat_settings import ENGINE_SETTINGS, THINK, ChatSettings
@@ -143,7 +143,7 @@ class ChatSession:
             self.failed += 1
             complain(f"{error} The conversation is kept: ask again to start the pipeline once more.")
 
-    def _answer(self, prompt: Prompt, mark: Mark) -> None:
+    def _answer(self, prompt: Question, mark: Mark) -> None:
         """Generate, show, remember. Ctrl-C ends it, and what was said so far stays."""
         if prompt.dropped:
             turns = "oldest turn is" if prompt.dropped == 1 else f"{prompt.dropped} oldest turns are"
@@ -172,7 +172,7 @@ class ChatSession:
         except UserError as error:
             self._note(str(error))
 
-    def _generate(self, prompt: Prompt) -> tuple[Result, bool]:
+    def _generate(self, prompt: Question) -> tuple[Result, bool]:
         """On a pipeline that is there: one that is gone is opened again. What was shown is not shown twice."""
         thinking, fold = self.settings.thinking, self.settings.think == "fold"
         view = self._view = AnswerView(self._write, self._paint, thinking, self._prompt_end(prompt), fold=fold)
@@ -192,7 +192,7 @@ class ChatSession:
                 notice(f"{error} Starting the pipeline again; the conversation is kept.", "yellow")
         raise AssertionError("unreachable")
 
-    def _prompt_end(self, prompt: Prompt) -> str:
+    def _prompt_end(self, prompt: Question) -> str:
         """Names of control tokens too: it may end within a thought."""
         vocabulary = self.conversation.tokenizer
         tail = prompt.tokens[-16:]
@@ -216,7 +216,7 @@ class ChatSession:
         pipeline.configure(**{name: getattr(old.settings, name) for name in ENGINE_SETTINGS})
         self.recall()
 
-    def _stream(self, prompt: Prompt, view: AnswerView) -> tuple[Result, bool]:
+    def _stream(self, prompt: Question, view: AnswerView) -> tuple[Result, bool]:
         settings, vocabulary = self.settings, self.pipeline.vocabulary
         view.begin()
         with OneInterrupt() as interrupt, reading() as report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Sequence
 
-from pipeinfer_cpp.cluster.turn import Turn
+from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.engine import Stats
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.results import Result, Tally, Token
@@ -63,22 +63,22 @@ class TextStream:
 class Answer:
     """What was generated for a turn so far. `keep`: tokens that count, once a stop string has come."""
 
-    def __init__(self, turn: Turn, now: float, piece: Callable[[int], bytes], bytes_before: int) -> None:
+    def __init__(self, job: Job, now: float, piece: Callable[[int], bytes], bytes_before: int) -> None:
         """`bytes_before`: of cancellations, sent before the turn."""
-        self.turn, self.tally = turn, Tally(now, warnings=[*turn.notes])
+        self.job, self.tally = job, Tally(now, warnings=[*job.notes])
         self.keep: int | None = None
-        self._text, self._piece, self._bytes_before = TextStream(turn.stops), piece, bytes_before
+        self._text, self._piece, self._bytes_before = TextStream(job.stops), piece, bytes_before
 
     def emit(self, action: ev.Emit, now: float) -> bool:
         """A token is final. False when the text had ended before."""
         if self._text.stopped:
             return False
-        ends = action.token in self.turn.stop_tokens
+        ends = action.token in self.job.stop_tokens
         shown = self._text.stop() if ends else self._text.feed(self._piece(action.token))
         self.tally.ids.append(action.token)
         self.tally.times.append(now)
         self.tally.texts.append(shown)
-        self.turn.put(Token(action.token, shown, action.logprob, action.origin, action.top))
+        self.job.put(Token(action.token, shown, action.logprob, action.origin, action.top))
         return True
 
     def stops_now(self) -> bool:
@@ -93,7 +93,7 @@ class Answer:
         rest = self._text.finish()
         self.tally.texts.append(rest)
         if rest:
-            self.turn.put(Token(-1, rest, 0.0, "target"))
+            self.job.put(Token(-1, rest, 0.0, "target"))
         self.tally.other_bytes = other_bytes - self._bytes_before
         return self.tally.result(
             "stop" if self._text.stopped else reason,  # it may have been completed by the last token there was room for
@@ -101,7 +101,7 @@ class Answer:
             mode=mode,
             stages=stages,
             exact=exact,
-            n_prompt=len(self.turn.prompt),
-            seed=self.turn.sampling.seed,
+            n_prompt=len(self.job.prompt),
+            seed=self.job.sampling.seed,
             keep=self.keep,
         )

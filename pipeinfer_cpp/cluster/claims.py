@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pipeinfer_cpp.engine.events import LOST
 from pipeinfer_cpp.engine.run import InFlight
-from pipeinfer_cpp.net.messages import Drafted, Loaded, RunBack, StageReady
+from pipeinfer_cpp.net.messages import Guessed, Loaded, Passed, RunBack
 
 
 def back(said: RunBack, in_flight: Mapping[int, InFlight], n_vocab: int) -> str | None:
@@ -30,7 +30,7 @@ def back(said: RunBack, in_flight: Mapping[int, InFlight], n_vocab: int) -> str 
     return None
 
 
-def ready(said: StageReady, stage: int, last_run: int) -> str | None:
+def ready(said: Passed, stage: int, last_run: int) -> str | None:
     """Of stage `stage`; runs up to `last_run` were sent."""
     if said.stage != stage:
         return f"it says that it is stage {said.stage}"
@@ -42,7 +42,7 @@ def ready(said: StageReady, stage: int, last_run: int) -> str | None:
     return None
 
 
-def drafted(said: Drafted, n_vocab: int) -> str | None:
+def drafted(said: Guessed, n_vocab: int) -> str | None:
     """Paths that are dead or unknown do no harm: the engine passes over them."""
     if not (0 <= said.token < n_vocab and -1 <= said.second < n_vocab):
         return f"it drafted token {said.token} or {said.second}, which the target does not have"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pipeinfer_cpp.gguf import LayerRange, Source, cached_slices
-
-Report = Callable[[str, str, int, int], None]
+from pipeinfer_cpp.system.reports import Report
 
 
 class _Given(Exception):

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 from pipeinfer_cpp.cluster import claims, switching
 from pipeinfer_cpp.cluster.answer import Answer
+from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.cluster.live import Figures, Live, live
 from pipeinfer_cpp.cluster.outbox import Outbox
 from pipeinfer_cpp.cluster.session import Peer
 from pipeinfer_cpp.cluster.slowdown import Slowdown
 from pipeinfer_cpp.cluster.trace import Trace
-from pipeinfer_cpp.cluster.turn import Turn
 from pipeinfer_cpp.cluster.watch import PATROL, Notice, Watch, WorkerDied
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
@@ -96,15 +96,15 @@ class Driver:
 
     # ------------------------------------------------------------------- called from other threads
 
-    def begin(self, turn: Turn, before: Callable[[Slot], None] = lambda _slot: None) -> None:
+    def begin(self, job: Job, before: Callable[[Slot], None] = lambda _slot: None) -> None:
         """A turn begins in its slot; `before` does what must be done there first, in the driver's thread."""
-        self._command(lambda: self._begin(turn, before))
+        self._command(lambda: self._begin(job, before))
         if self.failure is not None:
-            turn.end(self.failure)
+            job.end(self.failure)
 
-    def cancel(self, turn: Turn) -> None:
+    def cancel(self, job: Job) -> None:
         """End the turn and keep the conversation. Returns at once; finalisers call it, in any thread."""
-        self._command(lambda: self._stop(turn))
+        self._command(lambda: self._stop(job))
 
     def configure(self, settings: Settings) -> None:
         """Go on with other settings; only between turns. The cached conversation stays."""
@@ -139,7 +139,7 @@ class Driver:
         return said[0]
 
     def _live(self) -> Live:
-        read = {slot: answer.turn.read for slot, answer in self._answers.items()}
+        read = {slot: answer.job.read for slot, answer in self._answers.items()}
         return live(
             self.engine,
             self._figures,
@@ -214,7 +214,7 @@ class Driver:
             if self._answers:
                 switching.leave()
             for answer in self._answers.values():
-                answer.turn.end(error)
+                answer.job.end(error)
             self._answers.clear()
             while self._commands:
                 self._commands.popleft()()
@@ -222,7 +222,7 @@ class Driver:
     def _receive(self, peer: Peer, link: Link[msg.ToCoordinator]) -> None:
         while (message := self._heard_from(peer, link)) is not None:
             peer.heard = clock()
-            if self._emulated and isinstance(message, msg.RunBack | msg.StageReady):
+            if self._emulated and isinstance(message, msg.RunBack | msg.Passed):
                 sent = message.sent if isinstance(message, msg.RunBack) else message.ended
                 self._arrivals.push(self._stages.index(peer), sent, 24, (peer, message))
             else:
@@ -252,10 +252,10 @@ class Driver:
                 self._feed(ev.RunDone(run, () if dead else draws, () if dead else tops))
             case msg.Progress():  # a part of something large has come in
                 self._moved = clock()
-            case msg.StageReady() if peer in self._stages:
+            case msg.Passed() if peer in self._stages:
                 self._believe(peer, claims.ready(message, self._stages.index(peer), self._sent))
                 self._stage_ready(peer, message)
-            case msg.Drafted() if peer is self._draft:
+            case msg.Guessed() if peer is self._draft:
                 if (wrong := claims.drafted(message, self._n_vocab)) is not None:
                     self._lose_draft(wrong)
                 else:
@@ -269,36 +269,36 @@ class Driver:
         if wrong is not None:
             raise WorkerDied(f"{stage.title} sent something impossible: {wrong}. This pipeline has ended: reopen it.")
 
-    def _begin(self, turn: Turn, before: Callable[[Slot], None]) -> None:
-        slot = self.engine.slots[turn.slot]
+    def _begin(self, job: Job, before: Callable[[Slot], None]) -> None:
+        slot = self.engine.slots[job.slot]
         if self.failure is not None or slot.phase != IDLE:
-            turn.end(self.failure or PipeInferError("Another generation is under way on this pipeline."))
+            job.end(self.failure or PipeInferError("Another generation is under way on this pipeline."))
             return
         before(slot)
         self._take_up_draft()
         now = clock()
         if not self._answers:
             switching.enter()
-        answer = self._answers[turn.slot] = Answer(turn, now, self._piece, self._outbox.other_bytes)
+        answer = self._answers[job.slot] = Answer(job, now, self._piece, self._outbox.other_bytes)
         self.tally = answer.tally
         self.tally.memory_mb = self._memory
         if self.draft_note:
             self.tally.warnings.append(self.draft_note)
-        self._start(turn)
+        self._start(job)
         if self._draft is not None and self.engine.worker.alive and self.engine.settings.mode != "off":
-            self._draft.link.send(msg.DraftTurn(turn.sampling, turn.slot))
-        self._figures.event(f"Slot {turn.slot}: a prompt of {len(turn.prompt)} tokens.")
-        self._feed(ev.Prompt(turn.prompt, turn.max_tokens, turn.goes_on, turn.slot, turn.owner), now)
+            self._draft.link.send(msg.DraftTurn(job.sampling, job.slot))
+        self._figures.event(f"Slot {job.slot}: a prompt of {len(job.prompt)} tokens.")
+        self._feed(ev.Prompt(job.prompt, job.max_tokens, job.goes_on, job.slot, job.owner), now)
 
-    def _start(self, turn: Turn, said: tuple[int, ...] = (), root: int = 0) -> None:
+    def _start(self, job: Job, said: tuple[int, ...] = (), root: int = 0) -> None:
         """The next run of the slot tells the sampler of its turn."""
-        look_back = max(turn.sampling.repeat_last_n, 1)
-        self._outbox.begin(msg.TurnStart(turn.sampling, turn.prompt[-look_back:], turn.slot, said, root))
+        look_back = max(job.sampling.repeat_last_n, 1)
+        self._outbox.begin(msg.TurnStart(job.sampling, job.prompt[-look_back:], job.slot, said, root))
 
-    def _stop(self, turn: Turn) -> None:
-        answer = self._answers.get(turn.slot)
-        if answer is not None and answer.turn is turn:
-            self._feed(ev.Stop("cancelled", slot=turn.slot))
+    def _stop(self, job: Job) -> None:
+        answer = self._answers.get(job.slot)
+        if answer is not None and answer.job is job:
+            self._feed(ev.Stop("cancelled", slot=job.slot))
 
     def _read(self, run: int, dead: bool) -> None:
         """A run is back: of a prompt so much is read."""
@@ -307,7 +307,7 @@ class Driver:
             return
         last = about.rows[-1]
         if (answer := self._answers.get(last.slot)) is not None:
-            answer.turn.read = max(answer.turn.read, last.pos + 1)
+            answer.job.read = max(answer.job.read, last.pos + 1)
 
     def _shares(self, run: int) -> list[tuple[Tally, float]]:
         """Whose decoding the run is, by share of its rows."""
@@ -317,7 +317,7 @@ class Driver:
         rows = Counter(row.slot for row in about.rows)
         return [(self._answers[s].tally, n / len(about.rows)) for s, n in rows.items() if s in self._answers]
 
-    def _stage_ready(self, peer: Peer, ready: msg.StageReady) -> None:
+    def _stage_ready(self, peer: Peer, ready: msg.Passed) -> None:
         done = ready.outcome == "done"
         self._moved, self._passed[ready.stage] = clock(), ready.run
         self._figures.computed(ready.stage, ready.ended - ready.began, ready.bytes_out, self._moved)
@@ -334,7 +334,7 @@ class Driver:
             )
         self._feed(ev.StageReady(ready.stage, ready.run, ready.ended - ready.began if done else None))
 
-    def _drafted(self, said: msg.Drafted) -> None:
+    def _drafted(self, said: msg.Guessed) -> None:
         self._memory["draft"] = said.memory_mb
         if self.trace is not None:
             self.trace.span("draft", f"draft {said.pos}", said.began, said.ended, path=said.path, prob=said.prob)
@@ -374,7 +374,7 @@ class Driver:
             case ev.Finish(reason, slot):
                 self._finish(slot, reason)
             case ev.Again(said, root, slot):
-                self._start(self._answers[slot].turn, said, root)
+                self._start(self._answers[slot].job, said, root)
             case _:
                 self._outbox.order(action)
 
@@ -403,7 +403,7 @@ class Driver:
         )
         n = result.n_generated
         self._figures.event(f"Slot {slot}: {n} token{'s' if n != 1 else ''}, ended by {result.finish_reason}.")
-        answer.turn.end(FormLost(self._lost) if reason == "form" else result)
+        answer.job.end(FormLost(self._lost) if reason == "form" else result)
 
     def _tell(self, text: str) -> None:
         self._figures.event(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,11 @@ from pipeinfer_cpp.proof.prove import prove
 from pipeinfer_cpp.proof.vocabulary import check_vocabulary
 from pipeinfer_cpp.system.machine import Share, cores, machine_id
 from pipeinfer_cpp.system.memory import Memory, memory
+from pipeinfer_cpp.system.reports import Report
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.models import Pair
 
-Report = Callable[[str, str, int, int], None]
 
 
 @dataclass

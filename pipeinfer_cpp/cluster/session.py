@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from pipeinfer_cpp.cluster import claims
@@ -27,13 +27,12 @@ from pipeinfer_cpp.net.messages import (
 )
 from pipeinfer_cpp.net.sockets import Link, Network, Selector, check_address, clock
 from pipeinfer_cpp.system.memory import Memory
+from pipeinfer_cpp.system.reports import Report
 from pipeinfer_cpp.system.versions import llama_version, package_version
 
 M = TypeVar("M", bound=Message)
 RUNS_S = 5.0
 """Seconds that a stage that is ready has to answer where its runs go."""
-Report = Callable[[str, str, int, int], None]
-"""(worker, what it does, done, total)"""
 
 
 class Peer:

@@ -27,8 +27,9 @@ from pipeinfer_cpp.gguf.plan_keys import SLICER_VERSION
 from pipeinfer_cpp.gguf.source import Source
 from pipeinfer_cpp.gguf.splits import LayerRange
 from pipeinfer_cpp.gguf.writer import Written, check_room, write_slices
-from pipeinfer_cpp.system.files import PIECE, Progress, appearing, cache_folder, locked, sweep
+from pipeinfer_cpp.system.files import PIECE, appearing, cache_folder, locked, sweep
 from pipeinfer_cpp.system.machine import boot_id
+from pipeinfer_cpp.system.reports import CountReport
 
 _SAMPLES, _SAMPLE_BYTES = 128, 4096
 
@@ -61,7 +62,7 @@ def cached_slice(
     end_layer: int,
     *,
     cache_dir: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: CountReport | None = None,
 ) -> Path:
     """The path of the slice of layers `[first_layer, end_layer)`: see `cached_slices`."""
     return cached_slices(source, [(first_layer, end_layer)], cache_dir=cache_dir, progress=progress)[0]
@@ -72,7 +73,7 @@ def cached_slices(
     ranges: Sequence[LayerRange],
     *,
     cache_dir: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: CountReport | None = None,
     each: Callable[[int, int, int], None] | None = None,
 ) -> list[Path]:
     """The paths of these slices: from the cache, else cut now, all that are missing in one pass over the source.
@@ -141,7 +142,7 @@ def _cut(
     key: str,
     plans: Sequence[SlicePlan],
     digest: str | None,
-    progress: Progress | None,
+    progress: CountReport | None,
     each: Callable[[int, int, int], None] | None,
 ) -> dict[LayerRange, Path]:
     """Cut these slices; the source is hashed on the way where `digest` is not known."""

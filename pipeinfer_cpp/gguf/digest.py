@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.gguf.one_pass import read_once
-from pipeinfer_cpp.system.files import Progress, appearing, cache_folder, locked
+from pipeinfer_cpp.system.files import appearing, cache_folder, locked
+from pipeinfer_cpp.system.reports import CountReport
 
-__all__ = ["Progress", "check_unchanged", "file_stamps", "hash_files", "remember_hash", "remembered_hash"]
+__all__ = ["check_unchanged", "file_stamps", "hash_files", "remember_hash", "remembered_hash"]
 
 Stamps = list[list[int]]
 
@@ -29,7 +30,7 @@ def check_unchanged(parts: Sequence[Path], before: Stamps, what: str) -> None:
         raise PipeInferError(f"{parts[0]} changed while it was {what}: wait until it is complete, then try again.")
 
 
-def hash_files(parts: Sequence[Path], progress: Progress | None = None) -> str:
+def hash_files(parts: Sequence[Path], progress: CountReport | None = None) -> str:
     """SHA-256 (hex) of the parts' content, one after the other, from the cache where known.
 
     A second process that asks for the same files at the same time waits for the first. Raises

@@ -14,11 +14,12 @@ from pipeinfer_cpp.gguf.header import Tensor
 from pipeinfer_cpp.gguf.inflate_plan import Inflation
 from pipeinfer_cpp.gguf.inflate_tensors import InflatedTensor
 from pipeinfer_cpp.gguf.writer import check_room, lay_out
-from pipeinfer_cpp.system.files import PIECE, Progress, appearing
+from pipeinfer_cpp.system.files import PIECE, appearing
+from pipeinfer_cpp.system.reports import CountReport
 
 
 def write_inflated(
-    plan: Inflation, path: str | os.PathLike[str], progress: Progress | None = None, *, force: bool = False
+    plan: Inflation, path: str | os.PathLike[str], progress: CountReport | None = None, *, force: bool = False
 ) -> None:
     """Write the bigger model to `path`, by way of a temporary name in the same folder.
 

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from pipeinfer_cpp.errors import PipeInferError
-from pipeinfer_cpp.system.files import Progress
+from pipeinfer_cpp.system.reports import CountReport
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.gguf.steps import TensorStep
@@ -61,7 +61,7 @@ def read_once(
     outputs: Sequence[Output],
     *,
     whole: bool,
-    progress: Progress | None = None,
+    progress: CountReport | None = None,
     each: Callable[[int, int], None] | None = None,
 ) -> str | None:
     """Write the outputs' tensors in one pass over the source's files.

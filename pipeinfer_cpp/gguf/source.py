@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf.digest import Progress, hash_files
+from pipeinfer_cpp.gguf.digest import hash_files
 from pipeinfer_cpp.gguf.header import DEFAULT_ALIGNMENT, Header, Key, Tensor, read_header
+from pipeinfer_cpp.system.reports import CountReport
 
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _BOS_BY_DEFAULT = (
@@ -149,7 +150,7 @@ class Source:
         """Whether the output head is the token embedding."""
         return "output.weight" not in self.tensors
 
-    def sha256(self, progress: Progress | None = None) -> str:
+    def sha256(self, progress: CountReport | None = None) -> str:
         """SHA-256 of the content (of all parts, one after the other), 64 hex digits.
 
         Remembered in the cache folder by path, size and times of each part, so a second call is

@@ -18,7 +18,8 @@ from pipeinfer_cpp.gguf.one_pass import Extent, Output, read_once
 from pipeinfer_cpp.gguf.plan import SlicePlan
 from pipeinfer_cpp.gguf.plan_keys import SOURCE_SHA256, UNKNOWN
 from pipeinfer_cpp.gguf.steps import LEFT_OUT, KeyStep, TensorStep
-from pipeinfer_cpp.system.files import Progress, appearing
+from pipeinfer_cpp.system.files import appearing
+from pipeinfer_cpp.system.reports import CountReport
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Written:
 def write_slice(
     plan: SlicePlan,
     path: str | os.PathLike[str],
-    progress: Progress | None = None,
+    progress: CountReport | None = None,
     source_sha256: str = UNKNOWN,
 ) -> Written:
     """Write the slice to `path`, by way of a temporary name in the same folder.
@@ -59,7 +60,7 @@ def write_slices(
     files: Sequence[IO[bytes]],
     *,
     source_sha256: str | None,
-    progress: Progress | None = None,
+    progress: CountReport | None = None,
     each: Callable[[int, int, int], None] | None = None,
 ) -> tuple[list[Written], str]:
     """Write slices of one source into open files, in one pass over it.

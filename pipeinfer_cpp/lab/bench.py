@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -13,8 +13,7 @@ from pipeinfer_cpp.lab.measurement import Measurement, pooled
 from pipeinfer_cpp.lab.receipt import Receipt, digest, receipt
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import Sampling
-
-Report = Callable[[int, int], None]
+from pipeinfer_cpp.system.reports import CountReport
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -38,7 +37,7 @@ def compare(
     rounds: int,
     configuration: object,
     sampling: Sampling | None = None,
-    report: Report = lambda done, total: None,
+    report: CountReport = lambda done, total: None,
 ) -> Comparison:
     """Every prompt in every arm, `rounds` times, behind one round of warm-up with the first prompt.
 

@@ -16,7 +16,7 @@ from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.system.toml_file import read_toml
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-Share = Annotated[float, msgspec.Meta(ge=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class NodeSpeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,7 +26,7 @@ class NodeSpeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ms_per_layer: Positive | None = None
     ms: Positive | None = None
-    further: Share = 0.3
+    further: NotNegative = 0.3
     curve: dict[str, Positive] = {}
     count: Annotated[int, msgspec.Meta(ge=1, le=128)] = 1
 

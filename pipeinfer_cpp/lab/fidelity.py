@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -14,12 +14,12 @@ from pipeinfer_cpp.gguf import Source, cached_slice, even_split, fit_split
 from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.proof.prove import prove
+from pipeinfer_cpp.system.reports import StepReport
 
 CHUNK = 64
 NUDGE = "last bits"
 """No codec: every hidden state is changed by a millionth. A quantised model rounds its activations, so that
 this already changes some tokens; no codec can be better."""
-Report = Callable[[str, int, int], None]
 
 
 class Fidelity(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ Ids = NDArray[np.int32]
 class Chain:
     """All slices of a model in this process, with a codec on each link."""
 
-    def __init__(self, source: Source, n_stages: int, n_ctx: int, threads: int, report: Report) -> None:
+    def __init__(self, source: Source, n_stages: int, n_ctx: int, threads: int, report: StepReport) -> None:
         self._contexts: list[SliceContext] = []
         self.max_hidden = 0.0
         ranges, _ = fit_split(source, even_split(source.n_layers, n_stages))

@@ -11,7 +11,7 @@ import numpy as np
 from pipeinfer_cpp.engine import CostCurve, Settings
 from pipeinfer_cpp.lab.measurement import Measurement, pooled
 from pipeinfer_cpp.net.transit import LinkSpeed
-from pipeinfer_cpp.sim.cluster import Cluster
+from pipeinfer_cpp.sim.cluster import VirtualCluster
 from pipeinfer_cpp.sim.worlds import Replay
 
 
@@ -58,7 +58,7 @@ class Virtual:
 
     def run(self, task: Task, settings: Settings) -> Measurement:
         """One turn."""
-        cluster = Cluster(
+        cluster = VirtualCluster(
             task.world, self.curves, settings, draft_s=self.draft_s, links=self.links, row_bytes=self.row_bytes
         )
         outcome = cluster.generate(task.world.text[: task.n_prompt], task.n_tokens)

@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
-
-Progress = Callable[[str, int, int], None]
-"""(file name, bytes done, bytes in all)"""
+from pipeinfer_cpp.system.reports import StepReport
 
 SHA256_DIGITS = 64
 LARGEST = 50 * 1000**3
 """The hub does not serve larger files over plain HTTP."""
 
 
-def download(repo: str, name: str, progress: Progress | None = None) -> Path:
+def download(repo: str, name: str, progress: StepReport | None = None) -> Path:
     """The file in the hub's cache, fetched when it is not there.
 
     Raises UserError for what does not exist or is not open to this user, PipeInferError when the network or the disk
@@ -94,7 +92,7 @@ def _endpoint() -> str:
     return _host(ENDPOINT)
 
 
-def _download(repo: str, name: str, progress: Progress | None) -> Path:
+def _download(repo: str, name: str, progress: StepReport | None) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
@@ -125,7 +123,7 @@ def _locked(path: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _fetch(url: str, headers: dict[str, str], blob: Path, name: str, size: int, progress: Progress | None) -> None:
+def _fetch(url: str, headers: dict[str, str], blob: Path, name: str, size: int, progress: StepReport | None) -> None:
     """Append to the partial file what it lacks of `size` bytes; once whole, it becomes `blob`."""
     from huggingface_hub.file_download import http_get
 

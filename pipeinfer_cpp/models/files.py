@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
-from pipeinfer_cpp.models.download import Progress, download
+from pipeinfer_cpp.models.download import download
 from pipeinfer_cpp.models.sizes import size_bytes
+from pipeinfer_cpp.system.reports import StepReport
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ModelFile:
         return Path(found[0]) if all(isinstance(f, str) for f in found) and isinstance(found[0], str) else None
 
 
-def pull(model: ModelFile, progress: Progress | None = None) -> Path:
+def pull(model: ModelFile, progress: StepReport | None = None) -> Path:
     """Fetch what is missing into the Hugging Face cache; an interrupted download goes on where it stopped.
 
     Returns the (first) file. Raises UserError for a file that does not exist there, PipeInferError

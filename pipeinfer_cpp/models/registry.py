@@ -16,7 +16,7 @@ from pipeinfer_cpp.models.files import ModelFile
 from pipeinfer_cpp.system.toml_file import read_toml
 
 HERE = Path(__file__).resolve().parent
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Speculation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,10 +24,10 @@ class Speculation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     mode: Literal["async", "sync", "off"] | None = None
     branches: Annotated[int, msgspec.Meta(ge=1, le=16)] | None = None
-    cutoff: Share | None = None
-    recovery: Share | None = None
-    decay: Share | None = None
-    split: Share | None = None
+    cutoff: Fraction | None = None
+    recovery: Fraction | None = None
+    decay: Fraction | None = None
+    split: Fraction | None = None
     draft_max: Annotated[int, msgspec.Meta(ge=1, le=63)] | None = None
     max_ahead: Annotated[int, msgspec.Meta(ge=1, le=512)] | None = None
     max_rows: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None

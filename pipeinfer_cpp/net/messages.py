@@ -265,7 +265,7 @@ class Loaded(Message, frozen=True):
     checkpointed: bool = False
 
 
-class StageReady(Message, frozen=True):
+class Passed(Message, frozen=True):
     """A stage passed a run on. `outcome`: `done`, `skipped` or `aborted`; times on its own clock."""
 
     stage: int
@@ -293,7 +293,7 @@ class RunBack(Message, frozen=True):
     """See engine.events.RunDone."""
 
 
-class Drafted(Message, frozen=True):
+class Guessed(Message, frozen=True):
     """See engine.events.Drafted; `began`, `ended` on the worker's clock."""
 
     path: int
@@ -329,4 +329,4 @@ ToWorker = (
     | DraftDrop
     | DraftRoom
 )
-ToCoordinator = Welcome | Refuse | Pong | Progress | Loaded | StageReady | RunBack | Drafted | Failed
+ToCoordinator = Welcome | Refuse | Pong | Progress | Loaded | Passed | RunBack | Guessed | Failed

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeinfer_cpp.chat.conversation import Conversation, Template
-from pipeinfer_cpp.chat.template import ChatTemplate, Message, template_of
+from pipeinfer_cpp.chat.template import ChatMessage, ChatTemplate, template_of
 from pipeinfer_cpp.chat.thinking import Thinking
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.chat_templates import BuiltinTemplate
@@ -101,14 +101,14 @@ class Prompts:
         return tokens
 
 
-def plain_message(i: int, message: Mapping[str, Any]) -> Message:
+def plain_message(i: int, message: Mapping[str, Any]) -> ChatMessage:
     role, where = message.get("role"), f"messages[{i}]"
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(ROLES)
         raise ApiError(400, f"{where}: the role {role!r} is none of {known}.", param="messages")
     if message.get("content") is None and role != "assistant":
         raise ApiError(400, f"{where} has no content.", param="messages")
-    plain: Message = {"role": ROLES[role], "content": text_of(where, message.get("content"))}
+    plain: ChatMessage = {"role": ROLES[role], "content": text_of(where, message.get("content"))}
     if role == "tool":
         plain["tool_call_id"] = str(message.get("tool_call_id") or "")
     if role == "assistant" and message.get("tool_calls"):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipeinfer_cpp.chat.conversation import Template
-from pipeinfer_cpp.chat.template import ChatTemplate, Message
+from pipeinfer_cpp.chat.template import ChatMessage, ChatTemplate
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.server.calls import Kind, kind_of
 
@@ -106,11 +106,11 @@ class WithTools:
         self.source, self.variables = template.source, template.variables
         self.guard: Callable[[str], str] = str
 
-    def render(self, messages: Sequence[Message], *, answer_follows: bool = True) -> str:
+    def render(self, messages: Sequence[ChatMessage], *, answer_follows: bool = True) -> str:
         tools = [msgspec.convert(self._guarded(msgspec.to_builtins(tool)), Tool) for tool in self._tools]
         return render(self._template, [self._guarded_calls(message) for message in messages], tools)
 
-    def _guarded_calls(self, message: Message) -> Message:
+    def _guarded_calls(self, message: ChatMessage) -> ChatMessage:
         guarded = dict(message)
         for key in ("tool_calls", "reasoning_content", "tool_call_id"):
             if key in message:
@@ -121,7 +121,7 @@ class WithTools:
         return json.loads(self.guard(json.dumps(said, ensure_ascii=False)))
 
 
-def render(template: Template, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+def render(template: Template, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> str:
     """The prompt of messages that may hold calls and their results.
 
     A template that does not know tools, or writes calls in a form that is not read here, gets the functions in a
@@ -147,7 +147,7 @@ def render(template: Template, messages: Sequence[Message], tools: Sequence[Tool
         raise refused or error from None
 
 
-def _for_template(messages: Sequence[Message], source: str, arguments: Any) -> list[Message]:
+def _for_template(messages: Sequence[ChatMessage], source: str, arguments: Any) -> list[ChatMessage]:
     short = "length != 9" in source
     found = []
     for message in messages:
@@ -173,9 +173,9 @@ def _nine(name: str) -> str:
     return name if len(name) == 9 and name.isalnum() else hashlib.sha256(name.encode()).hexdigest()[:9]
 
 
-def _plain(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+def _plain(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[ChatMessage]:
     """The same in text alone, as Hermes writes it."""
-    found: list[Message] = []
+    found: list[ChatMessage] = []
     if tools:
         words = _WORDS.format(tools="\n".join(json.dumps(tool.in_openai(), ensure_ascii=False) for tool in tools))
         found.append({"role": "system", "content": words})

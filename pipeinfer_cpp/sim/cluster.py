@@ -59,7 +59,7 @@ class SimStage:
     ABORT = 0.001
     """Seconds from a cancellation to the end of the decode (fact 7 of the design)."""
 
-    def __init__(self, cluster: Cluster, index: int, curve: CostCurve) -> None:
+    def __init__(self, cluster: VirtualCluster, index: int, curve: CostCurve) -> None:
         self.cluster, self.index, self.curve = cluster, index, curve
         self.kv: dict[int, dict[int, int]] = {}
         self._states: dict[int, list[int]] = {}
@@ -152,7 +152,7 @@ class Outcome:
         return (len(self.times) - 1) / (self.times[-1] - self.times[0])
 
 
-class Cluster:
+class VirtualCluster:
     """Stages with cost curves, links, a draft of `draft_s` a token, and the engine.
 
     Links take `hop` seconds, or are those of `links` (one more than stages, in a ring; a row of hidden

@@ -25,8 +25,6 @@ def cache_dir() -> Path:
     return path
 
 
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
 
 PIECE = 4 << 20
 """Bytes read or written at a time: what keeps memory small whatever the size of a tensor."""

@@ -19,11 +19,8 @@ from rich.progress import (
 )
 
 from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.system.reports import Report
 from pipeinfer_cpp.ui.consoles import err, escaped, shown
-
-Report = Callable[[str, str, int, int], None]
-"""(worker, what it does, done, total), as `Pipeline` calls it; from "memory" comes a sentence about what is needed,
-from "note" one that explains what goes wrong later, if it does."""
 
 
 def _progress(columns: Sequence[ProgressColumn], *, transient: bool = False) -> Progress:

@@ -20,12 +20,12 @@ from pipeinfer_cpp.net.messages import (
     LoadSlice,
     Message,
     ModelRef,
+    Passed,
     Pong,
     Progress,
     Refuse,
     RunBack,
     RunHeader,
-    StageReady,
     ToCoordinator,
     ToWorker,
     Welcome,
@@ -34,7 +34,7 @@ from pipeinfer_cpp.net.sockets import Link, Network, Server, clock
 from pipeinfer_cpp.net.transit import Transit
 from pipeinfer_cpp.system.versions import llama_version, package_version
 from pipeinfer_cpp.workers.lifeline import resident_mb
-from pipeinfer_cpp.workers.slice_runner import Result, SliceRunner
+from pipeinfer_cpp.workers.slice_runner import Computed, SliceRunner
 
 Resolve = Callable[[ModelRef, int, int, Callable[[str, int, int], None]], tuple[Path, Path]]
 """(model, first layer, end layer, report) -> the model's file on this machine, and the slice's."""
@@ -184,9 +184,9 @@ class Compute:
         result = self._runner.execute(run, payload, due)
         sent = self._pass_on(run, result)
         index = self._load.index
-        self._post(StageReady(index, run.id, result.outcome, result.began, result.ended, sent))
+        self._post(Passed(index, run.id, result.outcome, result.began, result.ended, sent))
 
-    def _pass_on(self, run: RunHeader, result: Result) -> int:
+    def _pass_on(self, run: RunHeader, result: Computed) -> int:
         """The run to the next stage, or its draws to the coordinator. Returns the bytes of it."""
         assert self._runner is not None
         dead = bool(run.rows) and result.outcome != "done"

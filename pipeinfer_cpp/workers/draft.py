@@ -24,12 +24,12 @@ from pipeinfer_cpp.net.messages import (
     PROTOCOL,
     Bye,
     DraftDrop,
-    Drafted,
     DraftFork,
     DraftReset,
     DraftRoom,
     DraftTurn,
     Failed,
+    Guessed,
     Hello,
     LoadDraft,
     Loaded,
@@ -204,7 +204,7 @@ class Drafter:
             case DraftRoom(pos, slot):
                 self._room[slot] = pos
 
-    def step(self) -> Drafted | None:
+    def step(self) -> Guessed | None:
         """Extend the path that has most room left by one token (or cache a chunk of its history).
 
         None when nothing was drafted; `idle` tells whether there is more to do.
@@ -250,7 +250,7 @@ class Drafter:
         }
         return min(able, key=able.__getitem__) if able else None
 
-    def _extend(self, number: int, path: Path, chunk: list[int], whole: bool, began: float) -> Drafted | None:
+    def _extend(self, number: int, path: Path, chunk: list[int], whole: bool, began: float) -> Guessed | None:
         n = len(chunk)
         wanted = np.zeros(n, np.int8)
         wanted[-1] = whole
@@ -272,7 +272,7 @@ class Drafter:
         draw = sampler.sample(logits[0], len(path.tokens))
         if sampler is not self._samplers[path.slot]:
             sampler.close()
-        said = Drafted(
+        said = Guessed(
             number,
             len(path.tokens),
             draw.token,

@@ -27,6 +27,7 @@ from pipeinfer_cpp.llama.library import library_build
 from pipeinfer_cpp.llama.selftest import BEHIND, Found, depths_within, examine
 from pipeinfer_cpp.system.files import appearing, cache_dir, locked
 from pipeinfer_cpp.system.machine import cores
+from pipeinfer_cpp.system.reports import StepReport
 from pipeinfer_cpp.system.versions import cpu_name
 
 VERSION = 4
@@ -34,7 +35,6 @@ DAY = 86400.0
 PATIENCE = 60.0
 """Seconds that another process may take for a sample before this one looks itself."""
 
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def probe(
     layers: LayerRange,
     path: str,
     setup: Setup,
-    report: Report,
+    report: StepReport,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> tuple[dict[int, float], int]:
     """Seconds by rows of the stage that holds these layers of the model in the slice `path`, and its widest exact run

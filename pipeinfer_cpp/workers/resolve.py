@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import SLICER_VERSION, Source, cached_slice
 from pipeinfer_cpp.gguf.plan_keys import SLICER, SOURCE_SHA256
 from pipeinfer_cpp.net.messages import ModelRef
+from pipeinfer_cpp.system.reports import StepReport
 
-Report = Callable[[str, int, int], None]
 
-
-def slice_of(path: Path, first: int, end: int, report: Report) -> Path:
+def slice_of(path: Path, first: int, end: int, report: StepReport) -> Path:
     """The model itself where one stage holds it whole, else a slice from the cache (cut now if it must be). A file
     that is that slice already is used as it is; UserError for one that is another slice."""
     source = Source.open(path)
@@ -28,7 +26,7 @@ def slice_of(path: Path, first: int, end: int, report: Report) -> Path:
     return cached_slice(source, first, end, progress=lambda done, total: report("cutting the slice", done, total))
 
 
-def find_model(model: ModelRef, own: Path | None, models: Path | None, report: Report) -> Path:
+def find_model(model: ModelRef, own: Path | None, models: Path | None, report: StepReport) -> Path:
     """This machine's copy of the coordinator's model, by content; or a slice of it, where this stage was given one.
 
     Looked for in this order: the file given to this stage, the pair of that name in its models.toml, the same file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,17 +22,17 @@ from pipeinfer_cpp.llama.selftest import WIDEST, bent, slice_seconds
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader
 from pipeinfer_cpp.net.sockets import clock
+from pipeinfer_cpp.system.reports import StepReport
 from pipeinfer_cpp.workers.lifeline import resident_mb
 from pipeinfer_cpp.workers.limits import Limits
 from pipeinfer_cpp.workers.probe import Setup, forget, probe
 
-Report = Callable[[str, int, int], None]
 _NOT_FINITE = "numbers that are not finite (NaN or infinite)"
 _ADVICE = "the model's file may be damaged: try another copy, or another quantisation of it"
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Computed:
     """`outcome`: `done`, `skipped` or `aborted`. Times in seconds of this machine's monotonic clock."""
 
     outcome: str
@@ -48,7 +47,7 @@ class Result:
 class SliceRunner:
     """One slice with its context. `execute` is called by one thread, `cancel` by any."""
 
-    def __init__(self, load: LoadSlice, path: str, report: Report) -> None:
+    def __init__(self, load: LoadSlice, path: str, report: StepReport) -> None:
         options = load.options
         self.first, self.last = load.index == 0, load.index == load.n_stages - 1
         self._stretch = load.stretch.costs() if load.stretch else None
@@ -93,7 +92,7 @@ class SliceRunner:
         self._ctx.abort.set()
         self._cut_short.set()
 
-    def execute(self, run: RunHeader, payload: memoryview | None, due: float | None = None) -> Result:
+    def execute(self, run: RunHeader, payload: memoryview | None, due: float | None = None) -> Computed:
         """Apply the operations, then decode unless the run is dead. On an emulated link it is here at `due`."""
         began = clock()
         self._limits.check(run)
@@ -112,15 +111,15 @@ class SliceRunner:
                 self._cut_short.clear()
                 self._current = run.id
         if dead or not run.rows:
-            return Result("skipped", began, clock())
+            return Computed("skipped", began, clock())
         try:
             if due is not None and due > began:
                 if self._cut_short.wait(due - began):
-                    return Result("skipped", began, clock())
+                    return Computed("skipped", began, clock())
                 began = clock()
             return self._decode(run, payload, began)
         except Aborted:
-            return Result("aborted", began, clock())
+            return Computed("aborted", began, clock())
         finally:
             with self._lock:
                 self._current = -1
@@ -145,7 +144,7 @@ class SliceRunner:
             samplers.close()
         self._ctx.close()
 
-    def _decode(self, run: RunHeader, payload: memoryview | None, began: float) -> Result:
+    def _decode(self, run: RunHeader, payload: memoryview | None, began: float) -> Computed:
         rows = run.rows
         pos = np.array([r.pos for r in rows], np.int32)
         seq = np.array([r.seq for r in rows], np.int32)
@@ -199,18 +198,18 @@ class SliceRunner:
                 drawn.append((draw.token, draw.logprob) if draw is not None else (-1, 0.0))
                 tops.append(draw.top if draw is not None else ())
         if not self.last:
-            return Result("done", began, clock(), hidden=outs[0] if len(outs) == 1 else np.concatenate(outs))
+            return Computed("done", began, clock(), hidden=outs[0] if len(outs) == 1 else np.concatenate(outs))
         for slot, node in run.finals:
             self._samplers[slot].final(node)
-        return Result("done", began, clock(), draws=tuple(drawn), lost=lost, tops=tuple(tops) if any(tops) else ())
+        return Computed("done", began, clock(), draws=tuple(drawn), lost=lost, tops=tuple(tops) if any(tops) else ())
 
-    def _undone(self, pos: NDArray[np.int32], seq: NDArray[np.int32], began: float) -> Result:
+    def _undone(self, pos: NDArray[np.int32], seq: NDArray[np.int32], began: float) -> Computed:
         """Cancelled behind its decode: its cells go, as after a decode that was aborted. A state that cannot be
         taken back in part is restored by the next live run's header."""
         if not self._ctx.checkpointed:
             for s in set(seq.tolist()):
                 self._ctx.seq_rm(s, int(pos[seq == s].min()), -1)
-        return Result("aborted", began, clock())
+        return Computed("aborted", began, clock())
 
 
 def _finite(x: NDArray[np.float32], logits: bool = False) -> bool:
@@ -225,7 +224,7 @@ class _Start:
     """The self-test, then the context. Samples come first, as far as no other stage is at them: what they take of
     memory is free again before the slice is loaded. `auto` is q8_0 in exact mode where the heads allow it."""
 
-    def __init__(self, load: LoadSlice, path: str, report: Report) -> None:
+    def __init__(self, load: LoadSlice, path: str, report: StepReport) -> None:
         self._load, self._path, self._report = load, path, report
         self._context: SliceContext | None = None
         options = load.options

@@ -9,7 +9,7 @@ from bench.timing import Timed, pooled
 
 from pipeinfer_cpp.engine import CostCurve, Settings
 from pipeinfer_cpp.lab.recording import Recording
-from pipeinfer_cpp.sim.cluster import Cluster
+from pipeinfer_cpp.sim.cluster import VirtualCluster
 from pipeinfer_cpp.sim.worlds import independent
 
 
@@ -17,7 +17,7 @@ def virtual(records: list[Recording], curves: list[CostCurve], draft_s: float, s
     """Tokens a second of the virtual-time driver replaying the recorded texts."""
     parts = []
     for r in records:
-        outcome = Cluster(r.world(), curves, settings, draft_s=draft_s).generate(r.prompt, len(r.text))
+        outcome = VirtualCluster(r.world(), curves, settings, draft_s=draft_s).generate(r.prompt, len(r.text))
         assert outcome.tokens == r.text
         parts.append(Timed(outcome.tokens, outcome.times))
     return pooled(parts)
@@ -32,7 +32,7 @@ def study_speeds(
 
     def speed(**changes: Any) -> float:
         wide = replace(settings, n_ctx=n + 50, eog=frozenset(), **changes)
-        return Cluster(world, curves, wide, draft_s=draft_s).generate(world.text[:8], n).tokens_per_s
+        return VirtualCluster(world, curves, wide, draft_s=draft_s).generate(world.text[:8], n).tokens_per_s
 
     fast, off = speed(mode="async"), speed(mode="off")
     return {

@@ -9,7 +9,7 @@ from pipeinfer_cpp.results import Result, Token
 from pipeinfer_cpp.sampling import Sampling
 
 
-class Turn:
+class Job:
     """What was asked for, the tokens so far, and how it ended: once, with a result or an error.
 
     The driver's thread calls `put` and `end`; everything else may be called by any thread, as often as it likes.
