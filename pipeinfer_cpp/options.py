@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeinfer_cpp.arguments import maybe, number, path, several, stage_list, text, truth, whole
+from pipeinfer_cpp.emulation import Cluster, load_cluster
 from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.lab.clusters import Cluster, load_cluster
 from pipeinfer_cpp.net.messages import WIRES, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
 

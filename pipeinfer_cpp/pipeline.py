@@ -31,8 +31,9 @@ from pipeinfer_cpp.cluster.driver import Driver
 from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.cluster.launch import Process
 from pipeinfer_cpp.cluster.live import Live
+from pipeinfer_cpp.cluster.peer import Peer
 from pipeinfer_cpp.cluster.plan import Plan, make_plan
-from pipeinfer_cpp.cluster.session import Loading, Peer
+from pipeinfer_cpp.cluster.session import Loading
 from pipeinfer_cpp.cluster.window import Window
 from pipeinfer_cpp.engine import CostCurve
 from pipeinfer_cpp.engine.cached import Past

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeinfer_cpp.cli.signals import ending_on_signals
+from pipeinfer_cpp.emulation import load_cluster
 from pipeinfer_cpp.errors import PipeInferError, UserError, naming_options
-from pipeinfer_cpp.lab.clusters import load_cluster
 from pipeinfer_cpp.net.transit import LinkSpeed
 
 DEMO = Path(__file__).resolve().parents[1] / "pipeinfer_cpp" / "models" / "demo"

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from pipeline_helpers import GREEDY, PROMPT, TARGET, local
 
 from pipeinfer_cpp.cluster import claims
-from pipeinfer_cpp.cluster.session import Peer
+from pipeinfer_cpp.cluster.peer import Peer
 from pipeinfer_cpp.engine.run import InFlight, Row, Run
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.errors import PipeInferError

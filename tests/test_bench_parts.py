@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from pipeinfer_cpp.cluster.tuned import Tuned
+from pipeinfer_cpp.emulation import load_cluster
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.lab.arms import parse_arms
 from pipeinfer_cpp.lab.baseline import regressions
 from pipeinfer_cpp.lab.bench import Comparison
 from pipeinfer_cpp.lab.cells import options_of
-from pipeinfer_cpp.lab.clusters import load_cluster
 from pipeinfer_cpp.lab.intervals import Ratio, speed_up
 from pipeinfer_cpp.lab.measurement import Measurement, pooled
 from pipeinfer_cpp.lab.receipt import Receipt

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from pipeline_helpers import GREEDY, PROMPT, local, text_of
 
+from pipeinfer_cpp.emulation import PRESETS, load_cluster, stretched
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.lab.clusters import load_cluster
-from pipeinfer_cpp.lab.presets import PRESETS
 from pipeinfer_cpp.net.messages import Stretch
 from pipeinfer_cpp.net.transit import FRAME_BYTES, Arrivals, LinkSpeed, Transit
 
@@ -96,7 +95,7 @@ def test_a_file(tmp_path: Path) -> None:
     assert cluster.n_stages == 3 and cluster.links == (LinkSpeed(100, 0.5),) * 4 and cluster.draft_ms == 2
     stretches = cluster.stretches([4, 4, 2])
     assert [s.first for s in stretches] == [0.01, 0.01, 0.04]
-    assert stretches[2].costs()(8) == pytest.approx(0.076) and stretches[0].costs()(3) == pytest.approx(0.016)
+    assert stretched(stretches[2])(8) == pytest.approx(0.076) and stretched(stretches[0])(3) == pytest.approx(0.016)
 
 
 BAD = {

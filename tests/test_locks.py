@@ -21,7 +21,7 @@ from tiny_models import MODELS, build
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.gguf import Source, cached_slice
 from pipeinfer_cpp.gguf.digest import hash_record
-from pipeinfer_cpp.system.files import cache_folder
+from pipeinfer_cpp.system.files import appearing, cache_folder, locked
 from pipeinfer_cpp.system.machine import suspended
 
 HOLDER = """
@@ -94,3 +94,30 @@ def test_whoever_gives_up_is_heard(model: Path, holder: subprocess.Popen[bytes])
 
     with pytest.raises(PipeInferError, match="enough"):
         cached_slice(Source.open(model), 0, 2, progress=progress)
+
+
+def test_a_link_goes_on_naming_its_file_and_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
+    real, link, pipe = tmp_path / "real", tmp_path / "link", tmp_path / "pipe"
+    real.write_text("old")
+    link.symlink_to(real)
+    with appearing(link) as file:
+        file.write(b"new")
+    assert link.is_symlink() and real.read_text() == "new"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    with appearing(pipe) as file:
+        file.write(b"through")
+    assert reader.communicate(timeout=10)[0] == b"through" and pipe.is_fifo()
+    with appearing(tmp_path / "own", private=True) as file:
+        file.write(b"x")
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o600
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "own", "pipe", "real"]
+
+
+def test_whoever_does_not_wait_is_told_whether_somebody_has_it(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock") as mine:
+        assert mine
+        with locked(tmp_path / "lock", wait=False) as held:
+            assert held is None
+    with locked(tmp_path / "nowhere" / "lock", wait=False) as held:
+        assert held is False

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from pipeline_helpers import DRAFT, GREEDY, TARGET, local
 
-from pipeinfer_cpp.lab.clusters import load_cluster
+from pipeinfer_cpp.emulation import load_cluster
 from pipeinfer_cpp.lab.measurement import pooled
 from pipeinfer_cpp.lab.recording import record
 from pipeinfer_cpp.lab.simulation import Task, Virtual

@@ -19,7 +19,7 @@ from pipeinfer_cpp.llama.context import SliceContext
 from pipeinfer_cpp.llama.library import lib
 from pipeinfer_cpp.net.messages import ContextOptions, LoadSlice, ModelRef, RunHeader, Stretch, TurnStart
 from pipeinfer_cpp.sampling import Sampling
-from pipeinfer_cpp.workers.slice_runner import Result, SliceRunner
+from pipeinfer_cpp.workers.slice_runner import Computed, SliceRunner
 
 MAIN = 0
 WIDE = 64  # the widest run there is by default: a prompt chunk
@@ -52,7 +52,7 @@ class Bench:
         rows = tuple(Row(int(t), pos + i, seq, -1, -1, i == len(tokens) - 1) for i, t in enumerate(tokens))
         return RunHeader(next(self.ids), "decode", tuple(ops), rows, (), turns=turns)
 
-    def execute(self, *args: Any, **more: Any) -> Result:
+    def execute(self, *args: Any, **more: Any) -> Computed:
         return self.runner.execute(self.header(*args, **more), None)
 
     def cells(self) -> tuple[tuple[int, ...], int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pipeline_helpers import GREEDY, PROMPT, local, worker_pids
 
-from pipeinfer_cpp.cluster.session import WorkerDied
+from pipeinfer_cpp.cluster.peer import WorkerDied
 from pipeinfer_cpp.net.messages import Stretch
 
 

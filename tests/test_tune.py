@@ -14,9 +14,9 @@ import pytest
 
 from pipeinfer_cpp.cluster.plan import make_plan
 from pipeinfer_cpp.cluster.tuned import keep, machines_of, tuned_file, tuned_for
+from pipeinfer_cpp.emulation import load_cluster
 from pipeinfer_cpp.engine import Settings
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.lab.clusters import load_cluster
 from pipeinfer_cpp.lab.intervals import Ratio, speed_up
 from pipeinfer_cpp.lab.tuning import search
 from pipeinfer_cpp.models import Speculation

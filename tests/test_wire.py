@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from pipeline_helpers import GREEDY, PROMPT, local, text_of
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.net.messages import WIRES
+from pipeinfer_cpp.net.messages import PROTOCOL, WIRES, RunHeader, WireOp, WireRow
 
 
 def test_every_codec_gives_one_text_in_every_mode_and_fewer_bytes() -> None:
@@ -37,3 +38,22 @@ def test_each_link_may_have_its_own() -> None:
 def test_wrong_wires(wire: str | list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         local(stages=2, wire=wire)
+
+
+def test_what_a_run_looks_like_on_the_wire_changes_only_with_the_protocol() -> None:
+    run = RunHeader(7, "decode", (WireOp("rm", 1, 2, -1, -1),), (WireRow(3, 4, 0, 5, 6, True, 0),), ((0, 6),))
+    assert PROTOCOL == 8
+    assert msgspec.to_builtins(run) == {
+        "type": "RunHeader",
+        "id": 7,
+        "kind": "decode",
+        "ops": (("rm", 1, 2, -1, -1),),
+        "rows": ((3, 4, 0, 5, 6, True, 0),),
+        "finals": ((0, 6),),
+        "slot": -1,
+        "turns": (),
+        "dead": False,
+        "memory": {},
+        "held": {},
+        "sent": 0.0,
+    }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import msgspec
 from pipeinfer_cpp.chat.template import ChatMessage
 from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.system.files import appearing
 
 _MARK = "\ufdd0"
 """No character (Unicode keeps it for uses like this one): stands within names of control tokens that somebody said."""
@@ -209,14 +209,10 @@ class Conversation:
         messages = self.messages[:-1] if asked is not None and self.messages[-1]["role"] == "user" else self.messages
         past = self.past.to_json() if self.past is not None else None
         saved = Saved(self._model(), messages, self._known, asked, seed, past)
-        new = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with appearing(path, private=True) as file:
                 file.write(msgspec.json.format(msgspec.json.encode(saved)) + b"\n")
-            new.replace(path)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
             raise UserError(f"{path} cannot be written: {error.strerror}.") from None
 
     def load(self, path: Path) -> Saved:

@@ -62,6 +62,7 @@ def chat(
     _check_template(options, template, variables, may_think=reasoning_budget != 0)
 
     from pipeinfer_cpp.chat.conversation import Conversation
+    from pipeinfer_cpp.cli.chat_commands import Commands
     from pipeinfer_cpp.cli.chat_session import ChatSession
     from pipeinfer_cpp.cli.chat_settings import ChatSettings
     from pipeinfer_cpp.cli.chat_store import ChatStore, first_time, state_dir
@@ -87,8 +88,9 @@ def chat(
         for warning in pipeline.warnings if not quiet else ():
             if "no speed-up" not in warning or first_time("no speed-up"):
                 warn(warning)
-        reader = Reader(lambda: session.words, None if no_save else state_dir() / "history")
+        reader = Reader(lambda: commands.words, None if no_save else state_dir() / "history")
         session = ChatSession(pipeline, conversation, settings, reader, ChatStore(enabled=not no_save))
+        commands = Commands(session)
         session.figures = 0 if quiet else 2 if verbose else 1
         if reader.interactive and not quiet:
             notice(f"Chatting with {pipeline.plan.target.name}. /help shows what you can do, Ctrl-D leaves.")
@@ -96,7 +98,7 @@ def chat(
             with quiet_typing():
                 if resume:
                     session.resume(number or 1, keep_seed=sampling_options.seed is not None)
-                session.run()
+                session.run(commands.run)
         finally:
             session.close()
     if session.failed and not session.answers and not reader.interactive:

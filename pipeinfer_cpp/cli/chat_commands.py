@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from pipeinfer_cpp.cli import parsing
+from pipeinfer_cpp.cli.chat_session import ChatSession
+from pipeinfer_cpp.cli.chat_settings import THINK
+from pipeinfer_cpp.cli.reader import FILES
 from pipeinfer_cpp.cli.spelling import nearest
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.ui.consoles import notice, out, turns
 from pipeinfer_cpp.ui.live_view import strip
 from pipeinfer_cpp.ui.stats import stats_table
-
-if TYPE_CHECKING:
-    from pipeinfer_cpp.cli.chat_session import ChatSession
 
 HELP = {
     "/help": "this list",
@@ -66,8 +65,11 @@ class Commands:
         }
 
     @property
-    def names(self) -> list[str]:
-        return list(self._commands)
+    def words(self) -> dict[str, list[str]]:
+        """What can be completed: the commands, each with what may follow it."""
+        files = {name: FILES for name in ("/save", "/load", "/read")}
+        commands: dict[str, list[str]] = {name: [] for name in self._commands}
+        return {**commands, **files, "/set": list(self._session.settings.shown()), "/think": list(THINK)}
 
     def run(self, line: str) -> str | None:
         """Do it. Returns what is to be said to the model: a file's text, or a line that is no command."""

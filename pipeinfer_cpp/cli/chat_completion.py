@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterable
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
-from pipeinfer_cpp.cli.reader import FILES
 
-
-def completer(words: Callable[[], dict[str, list[str]]]) -> Completer:
-    """By what stands at the beginning of the line: commands, each with what may follow it."""
-    return _ByCommand(words)
+def completer(words: Callable[[], dict[str, list[str]]], files: list[str]) -> Completer:
+    """By what stands at the beginning of the line: commands, each with what may follow it; `files` stands for names
+    of files."""
+    return _ByCommand(words, files)
 
 
 class _ByCommand(Completer):
-    def __init__(self, words: Callable[[], dict[str, list[str]]]) -> None:
-        self._words = words
+    def __init__(self, words: Callable[[], dict[str, list[str]]], files: list[str]) -> None:
+        self._words, self._files = words, files
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
@@ -27,7 +26,7 @@ class _ByCommand(Completer):
         command, space, rest = text.partition(" ")
         if not space:
             yield from (Completion(name, -len(text)) for name in words if name.startswith(text))
-        elif words.get(command) == FILES:
+        elif words.get(command) == self._files:
             start = rest.removeprefix("--force ")
             yield from self._paths.get_completions(Document(start, len(start)), complete_event)
         elif " " not in rest:

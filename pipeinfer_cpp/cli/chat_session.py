@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 
 from pipeinfer_cpp.chat.conversation import Conversation, Mark, Question
 from pipeinfer_cpp.cli.answer_view import AnswerView
-from pipeinfer_cpp.cli.chat_commands import Commands
-from pipeinfer_cpp.cli.chat_settings import ENGINE_SETTINGS, THINK, ChatSettings
+from pipeinfer_cpp.cli.chat_settings import ENGINE_SETTINGS, ChatSettings
 from pipeinfer_cpp.cli.chat_store import ChatStore
-from pipeinfer_cpp.cli.reader import FILES, Reader
+from pipeinfer_cpp.cli.reader import Reader
 from pipeinfer_cpp.cli.signals import OneInterrupt, undisturbed
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.pipeline import Pipeline
@@ -45,24 +45,18 @@ class ChatSession:
         self.strip = False
         """Behind an answer: what the stages did."""
         self._reader = reader
-        self._commands = Commands(self)
         self._warned: set[str] = set()
         self._paint = Painter(out())
         self._write = writer()
         self._closed = False
 
-    @property
-    def words(self) -> dict[str, list[str]]:
-        """What can be completed: the commands, each with what may follow it."""
-        files = {name: FILES for name in ("/save", "/load", "/read")}
-        commands: dict[str, list[str]] = {name: [] for name in self._commands.names}
-        return {**commands, **files, "/set": list(self.settings.shown()), "/think": list(THINK)}
-
-    def run(self) -> None:
+    def run(self, command: Callable[[str], str | None]) -> None:
+        """Until the user leaves. `command` does what a line that begins with a slash asks for, and returns what is
+        to be said to the model."""
         self.settings_changed()
         while not self.leaving and (line := self._reader.read()) is not None:
             if line.strip():
-                self._attempt(line)
+                self._attempt(line, command)
 
     def close(self) -> None:
         with undisturbed():
@@ -126,9 +120,9 @@ class ChatSession:
 
     # ------------------------------------------------------------------------------------- an answer
 
-    def _attempt(self, line: str) -> None:
+    def _attempt(self, line: str, command: Callable[[str], str | None]) -> None:
         try:
-            said = self._commands.run(line) if line.lstrip().startswith("/") else line
+            said = command(line) if line.lstrip().startswith("/") else line
             if said is not None:
                 self.ask(said)
         except KeyboardInterrupt:  # between an answer and the next prompt

@@ -11,11 +11,10 @@ from typing import Annotated
 import typer
 
 from pipeinfer_cpp.cli import completing, parsing
+from pipeinfer_cpp.emulation import PRESETS, Cluster
 from pipeinfer_cpp.engine.settings import MODES, TECHNIQUES
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.splits import parse_shares
-from pipeinfer_cpp.lab.clusters import Cluster
-from pipeinfer_cpp.lab.presets import PRESETS
 from pipeinfer_cpp.net.messages import WIRES
 from pipeinfer_cpp.options import KV_TYPES, Options
 from pipeinfer_cpp.sampling import Sampling
@@ -240,7 +239,7 @@ class PipelineOptions:
         """Without --stages there are as many as the cluster has nodes."""
         if self.emulate is None:
             return None
-        from pipeinfer_cpp.lab.clusters import load_cluster
+        from pipeinfer_cpp.emulation import load_cluster
 
         said = self.stages is not None or split is not None or self.layers is not None
         n = self._stages(split) if said else None

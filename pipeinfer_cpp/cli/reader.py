@@ -94,7 +94,7 @@ class Reader:
             multiline=True,
             prompt_continuation=lambda _width, _line, wrapped: "" if wrapped else _MORE,
             history=history,
-            completer=completer(self._words),
+            completer=completer(self._words, FILES),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,

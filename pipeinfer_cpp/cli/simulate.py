@@ -9,8 +9,8 @@ import typer
 
 from pipeinfer_cpp.cli import completing
 from pipeinfer_cpp.cli.streams import write_json
+from pipeinfer_cpp.emulation import PRESETS
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.lab.presets import PRESETS
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.lab.simulation import Task
@@ -48,9 +48,9 @@ def simulate(
 
     `off`, `async` and the best `sync` of draft lengths 1 to 8, side by side, with the analytic limits.
     """
+    from pipeinfer_cpp.emulation import load_cluster
     from pipeinfer_cpp.engine.settings import TECHNIQUES, Settings
     from pipeinfer_cpp.gguf import even_split
-    from pipeinfer_cpp.lab.clusters import load_cluster
     from pipeinfer_cpp.lab.limits import limits
     from pipeinfer_cpp.lab.simulation import Virtual, guessed
     from pipeinfer_cpp.net.codecs import codec

@@ -11,10 +11,10 @@ from pipeinfer_cpp.cluster.answer import Answer
 from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.cluster.live import Figures, Live, live
 from pipeinfer_cpp.cluster.outbox import Outbox
-from pipeinfer_cpp.cluster.session import Peer
+from pipeinfer_cpp.cluster.peer import Peer, WorkerDied
 from pipeinfer_cpp.cluster.slowdown import Slowdown
 from pipeinfer_cpp.cluster.trace import Trace
-from pipeinfer_cpp.cluster.watch import PATROL, Notice, Watch, WorkerDied
+from pipeinfer_cpp.cluster.watch import PATROL, Notice, Watch
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.cached import Past

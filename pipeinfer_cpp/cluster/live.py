@@ -14,7 +14,7 @@ from pipeinfer_cpp.engine import Engine, Stats
 from pipeinfer_cpp.engine.slot import IDLE, Slot
 
 if TYPE_CHECKING:
-    from pipeinfer_cpp.cluster.session import Peer
+    from pipeinfer_cpp.cluster.peer import Peer
 
 KEPT = 120
 """Seconds that are remembered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeinfer_cpp.cluster.session import Peer
+from pipeinfer_cpp.cluster.peer import Peer
 from pipeinfer_cpp.cluster.trace import Trace
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.run import Run
@@ -32,7 +32,9 @@ class Outbox:
         now = clock()
         slots = {row.slot for row in run.rows}
         starts = tuple(self._starts.pop(slot) for slot in sorted(slots & self._starts.keys()))
-        header = msg.RunHeader(run.id, run.kind, run.ops, run.rows, run.finals, run.slot, turns=starts, sent=now)
+        ops = tuple(msg.WireOp(o.kind, o.seq, o.p0, o.p1, o.src) for o in run.ops)
+        rows = tuple(msg.WireRow(r.token, r.pos, r.seq, r.node, r.parent, r.draw, r.slot) for r in run.rows)
+        header = msg.RunHeader(run.id, run.kind, ops, rows, run.finals, run.slot, turns=starts, sent=now)
         sent = self._stages[0].runs.send(header)
         if self._trace is not None:
             first = run.rows[0].pos if run.rows else -1

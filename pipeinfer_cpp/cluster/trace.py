@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeinfer_cpp.system.files import appearing
+
 COLORS = {"done": "good", "skipped": "grey", "aborted": "terrible"}
 
 
@@ -48,4 +50,6 @@ class Trace:
         return out
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps({"traceEvents": self.events(), "displayTimeUnit": "ms"}))
+        """Raises UserError where it cannot be written."""
+        with appearing(path, durable=False) as file:
+            file.write(json.dumps({"traceEvents": self.events(), "displayTimeUnit": "ms"}).encode())

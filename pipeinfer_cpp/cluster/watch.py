@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from pipeinfer_cpp.errors import PipeInferError
+from pipeinfer_cpp.cluster.peer import QUIET, Peer, WorkerDied
 from pipeinfer_cpp.net.messages import Ping
 from pipeinfer_cpp.net.sockets import clock
-
-if TYPE_CHECKING:
-    from pipeinfer_cpp.cluster.session import Peer
 
 PATROL = 0.05
 """Seconds between looks at whether all workers live."""
 PING = 0.5
 """Seconds between signs of life to the workers, which they answer."""
-QUIET = 2.0
-"""Seconds of silence after which the user is told."""
 PAUSE = 1.0
 """Seconds between two looks that mean that this process stood still itself: nobody's silence counts then."""
 Notice = Callable[[str], None]
 """One sentence for the user, at once."""
-
-
-class WorkerDied(PipeInferError):
-    """A stage or the draft worker ended or fell silent for too long."""
 
 
 class Watch:

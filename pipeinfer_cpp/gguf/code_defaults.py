@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.constants import GGUFValueType
-from pipeinfer_cpp.gguf.steps import Part
+from pipeinfer_cpp.gguf.layers import Part
 
 _U32, _F32 = int(GGUFValueType.UINT32), int(GGUFValueType.FLOAT32)
 

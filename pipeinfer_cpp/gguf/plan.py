@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf.architectures import rules_for
 from pipeinfer_cpp.gguf.cuts import Cuts
+from pipeinfer_cpp.gguf.layers import Part
 from pipeinfer_cpp.gguf.plan_keys import plan_keys
 from pipeinfer_cpp.gguf.plan_tensors import plan_tensors
 from pipeinfer_cpp.gguf.source import Source
-from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, KeyStep, Part, TensorStep
+from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, KeyStep, TensorStep
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pipeinfer_cpp.gguf.code_defaults import written_out
 from pipeinfer_cpp.gguf.constants import GGUFValueType
 from pipeinfer_cpp.gguf.encoding import STRING, encode_array, encode_value
 from pipeinfer_cpp.gguf.header import Key
-from pipeinfer_cpp.gguf.layers import SWA_PATTERN, SWA_WINDOW
-from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, KeyStep, Part
+from pipeinfer_cpp.gguf.layers import SWA_PATTERN, SWA_WINDOW, Part
+from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, KeyStep
 
 SLICER_VERSION = 4
 """Goes up whenever the same layers of the same source would be written otherwise."""

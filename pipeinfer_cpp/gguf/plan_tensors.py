@@ -12,7 +12,8 @@ from pipeinfer_cpp.gguf.code_defaults import query_factor
 from pipeinfer_cpp.gguf.constants import GGMLQuantizationType
 from pipeinfer_cpp.gguf.encoding import tensor_bytes
 from pipeinfer_cpp.gguf.header import Tensor
-from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, Part, Stripe, TensorStep
+from pipeinfer_cpp.gguf.layers import Part
+from pipeinfer_cpp.gguf.steps import ADDED, COPIED, LEFT_OUT, REWRITTEN, Stripe, TensorStep
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _F32, _F16, _BF16 = int(GGMLQuantizationType.F32), int(GGMLQuantizationType.F16), int(GGMLQuantizationType.BF16)

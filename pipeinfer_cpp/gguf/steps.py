@@ -3,50 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
-from pipeinfer_cpp.gguf.architectures import Architecture
 from pipeinfer_cpp.gguf.header import Key, Tensor
-from pipeinfer_cpp.gguf.layers import Layers
-from pipeinfer_cpp.gguf.source import Source
 
 COPIED, REWRITTEN, LEFT_OUT, ADDED = "copied", "rewritten", "left out", "added"
-
-
-@dataclass(frozen=True)
-class Part:
-    """The layers `[first, end)` of a source under its architecture's rules."""
-
-    source: Source
-    rules: Architecture
-    first: int
-    end: int
-
-    @cached_property
-    def layers(self) -> Layers:
-        """Those of the whole source."""
-        return Layers(self.source, self.rules)
-
-    @property
-    def within(self) -> slice:
-        """Picks this part's out of a list of one value a layer."""
-        return slice(self.first, self.end)
-
-    @property
-    def n_layers(self) -> int:
-        return self.end - self.first
-
-    @property
-    def takes_tokens(self) -> bool:
-        return self.first == 0
-
-    @property
-    def gives_logits(self) -> bool:
-        return self.end == self.source.n_layers
-
-    @property
-    def is_whole(self) -> bool:
-        return self.takes_tokens and self.gives_logits
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeinfer_cpp.chat.conversation import Conversation
 from pipeinfer_cpp.chat.template import ChatTemplate
-from pipeinfer_cpp.lab.clusters import load_cluster
+from pipeinfer_cpp.emulation import load_cluster
 from pipeinfer_cpp.lab.suites import Suite
 from pipeinfer_cpp.lab.sweep import Cell, parse_link
 from pipeinfer_cpp.options import Options

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.pipeline import Pipeline
+from pipeinfer_cpp.system.files import appearing
 
 
 def write_profile(path: Path, pipeline: Pipeline) -> None:
@@ -19,7 +19,5 @@ def write_profile(path: Path, pipeline: Pipeline) -> None:
         first = curve(1)
         rows = ", ".join(f"{w} = {curve(w) / first:.3f}" for w in sorted(curve.points) if w > 1)
         lines += ["[[emulate.nodes]]", f"ms = {1000 * first:.4f}", f"curve = {{ {rows} }}" if rows else "further = 0.3"]
-    try:
-        path.write_text("\n".join(lines) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+    with appearing(path) as file:
+        file.write(("\n".join(lines) + "\n").encode())

@@ -7,7 +7,6 @@ next to the place where the hub's cache keeps it (`blobs/ETAG`), and hf_hub_down
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.system.files import locked
 from pipeinfer_cpp.system.reports import StepReport
 
 SHA256_DIGITS = 64
@@ -106,21 +106,13 @@ def _download(repo: str, name: str, progress: StepReport | None) -> Path:
     if not blob.exists():
         if about.location != url and _host(about.location) != _host(url):
             headers.pop("authorization", None)  # a signed address elsewhere: our token is not for them
-        with _locked(Path(HF_HUB_CACHE) / ".locks" / blob.parent.parent.name / f"{blob.name}.pipeinfer.lock", name):
+        lock = Path(HF_HUB_CACHE) / ".locks" / blob.parent.parent.name / f"{blob.name}.pipeinfer.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, wait=False) as held:  # the partial file is one process's at a time
+            if held is None:
+                raise PipeInferError(f"{name} is being fetched by another process: wait for it.")
             _fetch(about.location, headers, blob, name, about.size, progress)
     return Path(hf_hub_download(repo, name))  # finds the blob, and gives it its name
-
-
-@contextmanager
-def _locked(path: Path, name: str) -> Iterator[None]:
-    """The partial file is one process's at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PipeInferError(f"{name} is being fetched by another process: wait for it.") from error
-        yield
 
 
 def _fetch(url: str, headers: dict[str, str], blob: Path, name: str, size: int, progress: StepReport | None) -> None:

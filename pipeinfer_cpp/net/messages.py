@@ -6,11 +6,10 @@ Changing any of them is a new PROTOCOL. Hidden states travel as a second frame b
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
-from pipeinfer_cpp.engine.pacing import CostCurve
-from pipeinfer_cpp.engine.run import Row
-from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sampling import Sampling
 
@@ -112,12 +111,6 @@ class Stretch(msgspec.Struct, frozen=True):
     further: float = 0.0
     curve: dict[int, float] = {}
 
-    def costs(self) -> CostCurve:
-        """Seconds by number of rows."""
-        if self.curve:
-            return CostCurve({1: self.first, **{rows: self.first * times for rows, times in self.curve.items()}})
-        return CostCurve.linear(self.first, self.further)
-
 
 class LoadSlice(Message, frozen=True):
     """Load layers [first, end) of the model and get ready. `following` is the next stage's address."""
@@ -166,13 +159,35 @@ class TurnStart(msgspec.Struct, frozen=True):
     """The node of the last of all these tokens."""
 
 
+class WireOp(NamedTuple):
+    """See engine.sequences.Op: an array of its five fields."""
+
+    kind: str
+    seq: int
+    p0: int
+    p1: int
+    src: int
+
+
+class WireRow(NamedTuple):
+    """See engine.run.Row: an array of its seven fields."""
+
+    token: int
+    pos: int
+    seq: int
+    node: int
+    parent: int
+    draw: bool
+    slot: int
+
+
 class RunHeader(Message, frozen=True):
     """A run on its way through the stages. A dead one is only this header."""
 
     id: int
     kind: str
-    ops: tuple[Op, ...]
-    rows: tuple[Row, ...]
+    ops: tuple[WireOp, ...]
+    rows: tuple[WireRow, ...]
     finals: tuple[tuple[int, int], ...]
     """Of each slot with rows in it the last final node: (slot, node)."""
     slot: int = -1

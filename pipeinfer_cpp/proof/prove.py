@@ -19,8 +19,8 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import SLICER_VERSION, SUPPORTED, LayerRange, Source, text_of
 from pipeinfer_cpp.gguf.architectures import rules_for
 from pipeinfer_cpp.gguf.code_defaults import rounding_note
+from pipeinfer_cpp.gguf.layers import Part
 from pipeinfer_cpp.gguf.plan_keys import PER_LAYER_OF_ALL
-from pipeinfer_cpp.gguf.steps import Part
 from pipeinfer_cpp.llama.library import library_build
 from pipeinfer_cpp.proof.child import environment
 from pipeinfer_cpp.system.files import appearing, cache_folder

@@ -6,9 +6,8 @@ Everything here is simulated; no figure from it is a measurement.
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -19,6 +18,7 @@ from pipeinfer_cpp.engine.run import Run
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.net.transit import LinkSpeed, Transit
+from pipeinfer_cpp.sim.clock import Clock
 from pipeinfer_cpp.sim.draft import SimDraft
 from pipeinfer_cpp.sim.worlds import World
 
@@ -31,26 +31,6 @@ DRAW_BYTES = 24
 def header_bytes(run: Run) -> int:
     """As net.messages.RunHeader."""
     return 40 + 12 * len(run.ops) + 16 * len(run.rows)
-
-
-class Clock:
-    """A heap of things to do, and the time of the one being done."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = 0
-
-    def at(self, when: float, what: Callable[[], None]) -> None:
-        self._order += 1
-        heapq.heappush(self._heap, (max(when, self.now), self._order, what))
-
-    def step(self) -> bool:
-        if not self._heap:
-            return False
-        self.now, _, what = heapq.heappop(self._heap)
-        what()
-        return True
 
 
 class SimStage:

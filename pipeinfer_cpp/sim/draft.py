@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from pipeinfer_cpp.engine import events as ev
+from pipeinfer_cpp.sim.clock import Clock
 from pipeinfer_cpp.sim.worlds import World
-
-if TYPE_CHECKING:
-    from pipeinfer_cpp.sim.cluster import Clock
 
 
 class SimDraft:

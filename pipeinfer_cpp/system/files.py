@@ -33,16 +33,23 @@ QUIET = 2.0
 
 
 @contextlib.contextmanager
-def appearing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def appearing(path: Path, *, durable: bool = True, private: bool = False) -> Iterator[BinaryIO]:
     """A file to write that takes the name `path` only when the block ends well.
 
     Until then it is `.NAME.PID-RANDOM.part` in the same folder; an exception removes it, a killed
     process leaves it behind under that name (see `sweep`). Unless `durable` is off it is on the disk by then.
+    `private`: only its owner may read it. What a link names is written, and a pipe or a device as it is.
     Raises UserError when the folder is missing, may not be written, or is full.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield file
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with part.open("xb") as file:
+        mode = 0o600 if private else 0o666
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             yield file
             file.flush()
             if durable:
@@ -68,10 +75,10 @@ _REASONS = {
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[bool | None]:
     """Hold the lock file `path` (made when missing, never removed) against other processes.
 
-    Yields whether it is held: not when `wait` is off and another process has it, nor where locks
+    Yields whether it is held: None when `wait` is off and another process has it, False where locks
     cannot be had (a file system without them), and the caller must do without. Who waits for longer than `QUIET`
     logs a warning that names the process; `waiting` is called ten times a second from then on, and may raise to
     give up.
@@ -91,7 +98,7 @@ def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] = lambd
         yield held
 
 
-def _take(file: BinaryIO, path: Path, wait: bool, waiting: Callable[[], None]) -> bool:
+def _take(file: BinaryIO, path: Path, wait: bool, waiting: Callable[[], None]) -> bool | None:
     began, told = time.monotonic(), False
     while True:
         try:
@@ -99,7 +106,7 @@ def _take(file: BinaryIO, path: Path, wait: bool, waiting: Callable[[], None]) -
             return True
         except BlockingIOError:
             if not wait:
-                return False
+                return None
         except OSError:
             return False
         if not told and time.monotonic() - began > QUIET:

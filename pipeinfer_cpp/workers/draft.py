@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeinfer_cpp.emulation import stretched
 from pipeinfer_cpp.engine.cached import common_length
 from pipeinfer_cpp.engine.settings import DRAFT_STATES
 from pipeinfer_cpp.errors import UserError
@@ -258,7 +259,7 @@ class Drafter:
         self._paths.before(path)
         logits = self._ctx.decode(np.array(chunk, np.int32), pos, np.full(n, path.seq, np.int32), wanted)
         if self._stretch is not None and whole:
-            left = began + self._stretch.costs()(n) - clock()
+            left = began + stretched(self._stretch)(n) - clock()
             if left > 0 and self._cut_short.wait(left):
                 self._paths.take_back(path, path.cached)
                 return None

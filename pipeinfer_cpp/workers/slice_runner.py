@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeinfer_cpp.emulation import stretched
 from pipeinfer_cpp.engine.events import LOST
-from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.errors import FormLost, PipeInferError, UserError
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.gguf.needs import Model
@@ -20,7 +20,7 @@ from pipeinfer_cpp.llama.paths import PathSamplers
 from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.llama.selftest import WIDEST, bent, slice_seconds
 from pipeinfer_cpp.net.codecs import codec
-from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader
+from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader, WireOp
 from pipeinfer_cpp.net.sockets import clock
 from pipeinfer_cpp.system.reports import StepReport
 from pipeinfer_cpp.workers.lifeline import resident_mb
@@ -50,7 +50,7 @@ class SliceRunner:
     def __init__(self, load: LoadSlice, path: str, report: StepReport) -> None:
         options = load.options
         self.first, self.last = load.index == 0, load.index == load.n_stages - 1
-        self._stretch = load.stretch.costs() if load.stretch else None
+        self._stretch = stretched(load.stretch) if load.stretch else None
         start = _Start(load, path, report)
         context = self._ctx = start.context
         self._checkpoints = Checkpoints(context)
@@ -124,7 +124,7 @@ class SliceRunner:
             with self._lock:
                 self._current = -1
 
-    def _apply(self, op: Op) -> None:
+    def _apply(self, op: WireOp) -> None:
         match op.kind:
             case "rm":
                 self._ctx.seq_rm(op.seq, op.p0, op.p1)

@@ -13,9 +13,9 @@ import msgspec
 
 from pipeinfer_cpp import pipeline as pipelines
 from pipeinfer_cpp.cluster.plan import Plan, make_plan
+from pipeinfer_cpp.emulation import load_cluster
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.gguf import Source, even_split
-from pipeinfer_cpp.lab.clusters import load_cluster
 from pipeinfer_cpp.net.messages import Stretch
 from pipeinfer_cpp.sampling import Sampling
 from pipeinfer_cpp.system.machine import Share

@@ -16,8 +16,8 @@ import msgspec
 from netlab_parts.arm import Job
 from netlab_parts.lab import ROOT, Lab
 
+from pipeinfer_cpp.emulation import Cluster
 from pipeinfer_cpp.errors import PipeInferError, UserError
-from pipeinfer_cpp.lab.clusters import Cluster
 
 PORT = 7711
 MODES = ("off", "async")

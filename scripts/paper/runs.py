@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from pipeinfer_cpp.emulation import load_cluster
 from pipeinfer_cpp.engine import Settings
 from pipeinfer_cpp.engine.settings import TECHNIQUES
 from pipeinfer_cpp.gguf import Source, even_split
 from pipeinfer_cpp.lab.arms import parse_arms
 from pipeinfer_cpp.lab.bench import compare
 from pipeinfer_cpp.lab.cells import tokens_of
-from pipeinfer_cpp.lab.clusters import load_cluster
 from pipeinfer_cpp.lab.measurement import Measurement, pooled
 from pipeinfer_cpp.lab.recording import Recording, acceptance, record
 from pipeinfer_cpp.lab.simulation import Task, Virtual

@@ -1,22 +1,28 @@
-"""cluster.toml: how fast the nodes and links of a cluster are, emulated or simulated."""
+"""Emulated clusters: how fast nodes and links are, from a cluster.toml or by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
 from pipeinfer_cpp.engine import CostCurve
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.lab.presets import PRESETS
 from pipeinfer_cpp.net.messages import Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.system.toml_file import read_toml
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+def stretched(stretch: Stretch) -> CostCurve:
+    """Seconds of a stage that is made so slow, by number of rows."""
+    if stretch.curve:
+        return CostCurve({1: stretch.first, **{rows: stretch.first * times for rows, times in stretch.curve.items()}})
+    return CostCurve.linear(stretch.first, stretch.further)
 
 
 class NodeSpeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,7 +70,7 @@ class Cluster(msgspec.Struct, frozen=True):
 
     def curves(self, layers: Sequence[int]) -> list[CostCurve]:
         """The same for the simulation."""
-        return [stretch.costs() for stretch in self.stretches(layers)]
+        return [stretched(stretch) for stretch in self.stretches(layers)]
 
     def with_link(self, link: LinkSpeed) -> Cluster:
         return msgspec.structs.replace(self, links=(link,) * len(self.links))
@@ -119,3 +125,31 @@ def unfold(name: str, data: object, n_stages: int | None = None, where: str = "t
 def _stretch(node: NodeSpeed, layers: int) -> Stretch:
     first = (node.ms if node.ms is not None else (node.ms_per_layer or 0.0) * layers) / 1000
     return Stretch(first, node.further * first, {int(rows): times for rows, times in node.curve.items()})
+
+
+# Clusters by name. Figures for a 70B-class model; those of the paper's clusters are analogues, not its own.
+_NODE = {"ms": 20.0, "further": 0.3}
+
+
+def _cluster(
+    link: dict[str, float], nodes: list[dict[str, Any]] | None = None, draft_ms: float = 4.0
+) -> dict[str, Any]:
+    return {"emulate": {"nodes": nodes or [{**_NODE, "count": 8}], "link": link, "draft_ms": draft_ms}}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's kinds of cluster.
+    "fast": _cluster({"mbit": 100_000, "latency_ms": 0.005}),
+    "gigabit": _cluster({"mbit": 1000, "latency_ms": 0.1, "jitter_ms": 0.05}),
+    "constrained": _cluster(
+        {"mbit": 100, "latency_ms": 0.3, "jitter_ms": 0.2}, [{"ms": 60.0, "further": 0.5, "count": 8}], 10.0
+    ),
+    "heterogeneous": _cluster(
+        {"mbit": 1000, "latency_ms": 0.1, "jitter_ms": 0.05},
+        [{**_NODE, "count": 4}, {"ms": 35.0, "further": 0.4, "count": 2}, {"ms": 60.0, "further": 0.5, "count": 2}],
+    ),
+    # Home networks.
+    "wifi": _cluster({"mbit": 150, "latency_ms": 2.0, "jitter_ms": 3.0}),
+    "powerline": _cluster({"mbit": 100, "latency_ms": 3.0, "jitter_ms": 2.0}),
+    "10mbit": _cluster({"mbit": 10, "latency_ms": 1.0, "jitter_ms": 0.5}),
+}
