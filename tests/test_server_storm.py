@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pipeline_helpers import GREEDY, ROOT, local
-from server_process import CTX, serving
+from serving import CTX, SMALL, serving
 
 
 def test_nothing_is_wrong_in_a_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_nothing_is_wrong_in_a_storm(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     from storm import PROMPTS, Storm
 
-    with serving(tmp_path, "--slots", "3") as server:
+    with serving(tmp_path, *SMALL, "--slots", "3") as server:
         storm = Storm(server.url, tokens=12, rng=random.Random(2))
         asyncio.run(storm.run(60, 6))
     assert not storm.wrong, str(storm)
