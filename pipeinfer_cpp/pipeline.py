@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -219,10 +219,11 @@ class Pipeline:
         owner: str,
     ) -> Job:
         """What `generate` was asked for, checked and made plain. Raises UserError."""
+        self.check_alive()
         sampling = sampling_of(sampling).seeded().within(self.settings.n_ctx)
         notes = []
         if isinstance(prompt, str):
-            tokens = tuple(self.vocabulary.tokenize(prompt, begin=True))
+            tokens = tuple(self.vocabulary.tokenize(text("prompt", prompt), begin=True))
             if self.vocabulary.begins(prompt):
                 notes.append("The prompt begins with the model's start token itself and gets no second one.")
         else:
@@ -303,6 +304,9 @@ class Pipeline:
             if changes[name] != getattr(self.settings, name):
                 raise UserError(f"{name} cannot be changed while the pipeline is open: open another one with it.")
         changes = {name: _KINDS[name](name, value) if name in _KINDS else value for name, value in changes.items()}
+        known = {field.name for field in fields(self.settings)} - held
+        if unknown := sorted(changes.keys() - known - held):
+            raise UserError(f"configure: there is no setting {unknown[0]!r} (there are {', '.join(sorted(known))}).")
         try:
             settings = replace(self.settings, **changes)
         except (TypeError, ValueError) as error:
