@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
 _BEFORE = re.compile(r"^(.*error loading model( vocabulary)?: |.*what\(\):\s*)|\S*/(?=[\w.-]+:\d+: )")
 _DECISIVE = re.compile(r"GGML_ASSERT|GGML_ABORT|error loading model|what\(\):|llama\.cpp:\d+")
+
+OWN = (signal.SIGABRT, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL)
+"""How llama.cpp ends a process itself. Another signal says something of this machine, not of the model."""
+
+
+def ended_from_outside(code: int) -> str | None:
+    """The signal's name, where a process that ended with `code` was ended by somebody else."""
+    return None if code >= 0 or -code in OWN else signal.Signals(-code).name
 
 
 def environment() -> dict[str, str]:

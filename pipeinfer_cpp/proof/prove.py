@@ -22,8 +22,9 @@ from pipeinfer_cpp.gguf.code_defaults import rounding_note
 from pipeinfer_cpp.gguf.layers import Part
 from pipeinfer_cpp.gguf.plan_keys import PER_LAYER_OF_ALL
 from pipeinfer_cpp.llama.library import library_build
-from pipeinfer_cpp.proof.child import environment
+from pipeinfer_cpp.proof.child import OWN, ended_from_outside, environment
 from pipeinfer_cpp.system.files import appearing, cache_folder
+from pipeinfer_cpp.system.own_folder import OwnFolder
 
 VERSION = 1
 """Goes up whenever a proof would be made otherwise."""
@@ -31,8 +32,7 @@ VERSION = 1
 _TIMEOUT = 120.0
 _ROOM = 1 << 30
 _ENDED = "llama.cpp ended with"
-_FAULTS = tuple(f"{_ENDED} {name}:" for name in ("SIGABRT", "SIGSEGV", "SIGFPE", "SIGILL"))
-"""Its own; another signal says something of this machine, not of the model."""
+_FAULTS = tuple(f"{_ENDED} {number.name}:" for number in OWN)
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,15 +106,18 @@ def _signature(source: Source, ranges: Sequence[LayerRange]) -> str:
 
 
 def _ask(source: Source, ranges: Sequence[LayerRange], *flags: str) -> Proof:
-    with tempfile.TemporaryDirectory(dir=_memory(), prefix="pipeinfer-proof-") as folder:
-        return _ask_in(folder, source, ranges, *flags)
+    folder = OwnFolder("pipeinfer-proof-", _memory())
+    try:
+        return _ask_in(str(folder.path), source, ranges, *flags)
+    finally:
+        folder.remove()
 
 
-def _memory() -> str | None:
-    """A folder in memory that is large enough; None for the usual one."""
+def _memory() -> Path:
+    """A folder in memory that is large enough, else the usual one."""
     folder = Path("/dev/shm")  # in containers it often holds no more than 64 MB
     roomy = os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > _ROOM
-    return str(folder) if roomy else None
+    return folder if roomy else Path(tempfile.gettempdir())
 
 
 def _ask_in(folder: str, source: Source, ranges: Sequence[LayerRange], *flags: str) -> Proof:
@@ -134,5 +137,7 @@ def _ask_in(folder: str, source: Source, ranges: Sequence[LayerRange], *flags: s
     last = said[-1].rpartition("/")[2] if said else "without a word"
     if done.returncode > 0:
         return Proof(outcome="untested", detail=f"its process ended with code {done.returncode}: {last}")
+    if (by := ended_from_outside(done.returncode)) is not None:
+        return Proof(outcome="untested", detail=f"its process was ended by {by}")
     how = signal.Signals(-done.returncode).name
     return Proof(outcome=proof.outcome, detail=f"{_ENDED} {how}: {last}")

@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.llama.library import library_build
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
-from pipeinfer_cpp.proof.child import environment, last_words
+from pipeinfer_cpp.proof.child import ended_from_outside, environment, last_words
 from pipeinfer_cpp.system.files import appearing, cache_folder
 
 _TEXT = "One\n  two, 3: d\u00e9j\u00e0 \u4e16\u754c \U0001f600 <|x|>\t\x01"
@@ -37,6 +37,11 @@ def check_vocabulary(source: Source) -> None:
         done = subprocess.run(command, env=environment(), capture_output=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise UserError(f"llama.cpp is not done with the vocabulary of {source.path} after {_SECONDS:.0f} s.") from None
+    if (by := ended_from_outside(done.returncode)) is not None:
+        raise PipeInferError(
+            f"The process that tries the vocabulary of {source.path} was ended by {by} before it was done: "
+            "start again. Where nobody ended it, the system did: memory is short."
+        )
     if done.returncode:
         raise UserError(
             f"llama.cpp cannot use the vocabulary of {source.path}: {last_words(done.stderr)}. "
