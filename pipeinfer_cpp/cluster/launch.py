@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from typing import ClassVar
 
 from pipeinfer_cpp.system.machine import suspended
 from pipeinfer_cpp.system.own_folder import OwnFolder
+from pipeinfer_cpp.system.threads import NO_MORE
 
 _DECISIVE = re.compile(
     r"GGML_ASSERT|GGML_ABORT|terminate called|what\(\):|assert|duplicate|out of memory|bad_alloc|"
@@ -52,6 +54,7 @@ class Process:
         root = str(Path(__file__).resolve().parents[2])
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
         env["OMP_NUM_THREADS"] = str(threads)
+        env.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing multiplies with numpy: its threads would idle
         if crowded:
             env["GOMP_SPINCOUNT"] = "0"  # spinning barriers of two processes on one core stop both
         else:
@@ -89,7 +92,9 @@ class Process:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         if code == -signal.SIGBUS:  # a page of a mapped file could not be had
             return f"{how}: a file that it reads became shorter, or the file system of the cache is full or fails"
-        said = self.last_output()
+        said = self.last_output().rstrip(".")
+        if os.strerror(errno.EAGAIN) in said:  # ZeroMQ's or OpenMP's, of a thread
+            said = NO_MORE.rstrip(".")
         return f"{how}; its last output: {said}" if said else f"{how} and said nothing"
 
     def stopped(self) -> bool:

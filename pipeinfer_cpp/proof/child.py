@@ -22,7 +22,7 @@ def ended_from_outside(code: int) -> str | None:
 
 def environment() -> dict[str, str]:
     """Of such a process: one thread, this package, and no debugger's stack trace, which takes seconds."""
-    own = {"GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": "1"}
+    own = {"GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     own["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     return os.environ | own
 
