@@ -20,6 +20,7 @@ from pipeline_helpers import ROOT, until
     [
         (resource.RLIMIT_NOFILE, 16, "ulimit -n"),
         (resource.RLIMIT_NOFILE, 32, "ulimit -n"),
+        (resource.RLIMIT_NOFILE, 33, "ulimit -n"),
         (resource.RLIMIT_FSIZE, 20_000, "ulimit -f"),
         (resource.RLIMIT_FSIZE, 300_000, "ulimit -f"),
     ],
@@ -39,6 +40,29 @@ def test_one_line_and_nothing_left(tmp_path: Path, what: int, limit: int, advice
     assert process.returncode in (1, 2) and not out and len(errors) == 1 and advice in errors[0], err
     assert "Traceback" not in err and "bug" not in err
     assert not list(tmp_path.rglob("*.part")) and not left_by(process.pid)
+
+
+@pytest.mark.parametrize("limit", [34, 35, 36, 37, 38])
+def test_descriptors_that_nearly_suffice(tmp_path: Path, limit: int) -> None:
+    """Whatever cannot be opened at the end of a text, whoever waits for that end is told."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeinfer_cpp", "generate", "--raw", "-n", "4", "--temp", "0", "Once upon a time"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+        env=dict(os.environ, PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1"),
+    )
+    try:
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    errors = [line for line in err.splitlines() if line.startswith("Error: ")]
+    if process.returncode == 0:
+        assert out.startswith(", there was a") and not errors
+    else:
+        assert len(errors) == 1 and "ulimit -n" in errors[0], err
+    assert "Traceback" not in err and not left_by(process.pid)
 
 
 AS_ANOTHER = ["--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--"]

@@ -108,6 +108,8 @@ def _explain(error: Exception, args: Sequence[str]) -> int:
         text, code = _refused(error), 1
     else:
         text, code = f"This is a bug in pipeinfer ({type(error).__name__}: {error}). {_reported(error, args)}", 1
+    if os.strerror(errno.EMFILE) in text and "ulimit" not in text:  # llama.cpp's words, or a worker's
+        text = f"{text} Allow more with `ulimit -n 4096`."
     text = f"Error: {' '.join(text.split())}"
     with contextlib.suppress(OSError):  # stderr may be on the full disk too
         if sys.stderr is not None and sys.stderr.isatty():

@@ -14,7 +14,7 @@ from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.cli.chat import given_template
 from pipeinfer_cpp.cli.common import PipelineOptions, SamplingOptions, TemplateOption, TemplateVariables
 from pipeinfer_cpp.cli.groups import with_options
-from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.errors import UserError
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.llama.chat_templates import BuiltinTemplate
@@ -95,7 +95,7 @@ def generate(
             except TimeoutError:
                 notice("A stage does not answer: this ends without it.")
                 raise typer.Exit(130) from None
-        except PipeInferError:
+        except Exception:
             write("\n" if shown else "")
             raise
         result = generation.wait()

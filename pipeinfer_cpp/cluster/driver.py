@@ -26,7 +26,7 @@ from pipeinfer_cpp.errors import FormLost, PipeInferError, UserError
 from pipeinfer_cpp.net import messages as msg
 from pipeinfer_cpp.net.sockets import Link, Selector, Wakeup, clock
 from pipeinfer_cpp.net.transit import Arrivals
-from pipeinfer_cpp.results import Tally
+from pipeinfer_cpp.results import Result, Tally
 
 REMEMBERED = 1024
 """Runs of which it is known whose they are: more than can be under way."""
@@ -440,9 +440,18 @@ class Driver:
             self.trace.instant("coordinator", "token", now, pos=action.pos, origin=action.origin)
 
     def _finish(self, slot: int, reason: str) -> None:
-        answer, engine = self._answers.pop(slot, None), self.engine
+        answer = self._answers.pop(slot, None)
         if answer is None:
             return
+        try:
+            result = self._result(answer, slot, reason)
+        except BaseException as error:  # whatever it is: whoever reads must not wait for ever
+            answer.job.end(error)
+            raise
+        answer.job.end(FormLost(self._lost) if reason == "form" else result)
+
+    def _result(self, answer: Answer, slot: int, reason: str) -> Result:
+        engine = self.engine
         if not self._answers:
             self._wake = None
             switching.leave()
@@ -458,7 +467,7 @@ class Driver:
         )
         n = result.n_generated
         self._figures.event(f"Slot {slot}: {n} token{'s' if n != 1 else ''}, ended by {result.finish_reason}.")
-        answer.job.end(FormLost(self._lost) if reason == "form" else result)
+        return result
 
     def _tell(self, text: str) -> None:
         self._figures.event(text)
