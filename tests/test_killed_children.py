@@ -59,6 +59,23 @@ def test_a_vocabulary_is_not_blamed_for_who_killed_its_trial(
     check_vocabulary(source)
 
 
+def test_a_suspended_trial_is_told_of_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PIPEINFER_CACHE", str(tmp_path))
+
+    def wake() -> None:
+        until(lambda: caplog.records, 10)
+        os.kill(int(caplog.messages[0].rstrip(".").split()[-1]), signal.SIGCONT)
+
+    waking = threading.Thread(target=wake)
+    waking.start()
+    with killing("pipeinfer_cpp.proof.vocabulary", signal.SIGSTOP):
+        check_vocabulary(Source.open(TARGET))
+    waking.join()
+    assert "llama.cpp tries the model first, is suspended: wake it with kill -CONT" in caplog.messages[0]
+
+
 def test_nor_is_a_split_for_who_killed_its_proof(tmp_path: Path) -> None:
     source = Source.open(TARGET)
     with killing("pipeinfer_cpp.proof", signal.SIGKILL):

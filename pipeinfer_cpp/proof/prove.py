@@ -22,7 +22,7 @@ from pipeinfer_cpp.gguf.code_defaults import rounding_note
 from pipeinfer_cpp.gguf.layers import Part
 from pipeinfer_cpp.gguf.plan_keys import PER_LAYER_OF_ALL
 from pipeinfer_cpp.llama.library import library_build
-from pipeinfer_cpp.proof.child import OWN, ended_from_outside, environment
+from pipeinfer_cpp.proof.child import OWN, ended_from_outside, run
 from pipeinfer_cpp.system.files import appearing, cache_folder
 from pipeinfer_cpp.system.own_folder import OwnFolder
 
@@ -123,7 +123,7 @@ def _memory() -> Path:
 def _ask_in(folder: str, source: Source, ranges: Sequence[LayerRange], *flags: str) -> Proof:
     command = [sys.executable, "-m", "pipeinfer_cpp.proof", str(source.path), text_of(ranges), folder, *flags]
     try:
-        done = subprocess.run(command, env=environment(), capture_output=True, timeout=_TIMEOUT, check=False)
+        done = run(command, _TIMEOUT)
     except subprocess.TimeoutExpired:
         return Proof(outcome="untested", detail=f"it took more than {_TIMEOUT:.0f} s")
     lines = [line for line in done.stdout.splitlines() if line]
@@ -135,9 +135,9 @@ def _ask_in(folder: str, source: Source, ranges: Sequence[LayerRange], *flags: s
         return proof
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     last = said[-1].rpartition("/")[2] if said else "without a word"
+    if (by := ended_from_outside(done)) is not None:
+        return Proof(outcome="untested", detail=f"its process was ended by {by}")
     if done.returncode > 0:
         return Proof(outcome="untested", detail=f"its process ended with code {done.returncode}: {last}")
-    if (by := ended_from_outside(done.returncode)) is not None:
-        return Proof(outcome="untested", detail=f"its process was ended by {by}")
     how = signal.Signals(-done.returncode).name
     return Proof(outcome=proof.outcome, detail=f"{_ENDED} {how}: {last}")

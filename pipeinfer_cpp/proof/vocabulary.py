@@ -14,7 +14,7 @@ from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.llama.library import library_build
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
-from pipeinfer_cpp.proof.child import ended_from_outside, environment, last_words
+from pipeinfer_cpp.proof.child import ended_from_outside, last_words, run
 from pipeinfer_cpp.system.files import appearing, cache_folder
 
 _TEXT = "One\n  two, 3: d\u00e9j\u00e0 \u4e16\u754c \U0001f600 <|x|>\t\x01"
@@ -34,10 +34,10 @@ def check_vocabulary(source: Source) -> None:
             return
     command = [sys.executable, "-m", "pipeinfer_cpp.proof.vocabulary", str(source.path)]
     try:
-        done = subprocess.run(command, env=environment(), capture_output=True, timeout=_SECONDS, check=False)
+        done = run(command, _SECONDS)
     except subprocess.TimeoutExpired:
         raise UserError(f"llama.cpp is not done with the vocabulary of {source.path} after {_SECONDS:.0f} s.") from None
-    if (by := ended_from_outside(done.returncode)) is not None:
+    if (by := ended_from_outside(done)) is not None:
         raise PipeInferError(
             f"The process that tries the vocabulary of {source.path} was ended by {by} before it was done: "
             "start again. Where nobody ended it, the system did: memory is short."
