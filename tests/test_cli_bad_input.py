@@ -157,6 +157,18 @@ def test_bad_input(running: dict[str, Future[Ended]], line: str, words: str) -> 
     check(running[line].result(), words)
 
 
+def test_what_an_extra_brings_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command that installs it into the environment that this one runs in, wherever that came from."""
+    missing = "import sys; sys.modules.update(uvicorn=None, matplotlib=None)"
+    (tmp_path / "sitecustomize.py").write_text(missing)
+    monkeypatch.setitem(ENV, "PYTHONPATH", f"{tmp_path}{os.pathsep}{ENV['PYTHONPATH']}")
+    install = f"run {sys.executable} -m pip install "
+    for command, name in ((["serve"], "uvicorn"), (["bench", "--plot", "p.png"], "matplotlib")):
+        ended = pipeinfer(*command, cwd=tmp_path)
+        said = " ".join(ended.err.split())
+        assert ended.code == 2 and install in said and name in said.partition(install)[2], ended.err
+
+
 def test_layers_for_a_gpu_that_llama_cpp_was_not_built_for(folder: Path) -> None:
     if lib.llama_supports_gpu_offload():
         pytest.skip("llama.cpp has a GPU backend here")
