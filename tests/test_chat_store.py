@@ -41,6 +41,21 @@ def test_an_open_question_is_kept_and_a_resumed_chat_goes_on_in_its_file(tmp_pat
         store.resume(2, again)
 
 
+def test_two_chats_that_go_on_with_the_same_one_lose_nothing(tmp_path: Path) -> None:
+    store, c = ChatStore(tmp_path), conversation()
+    turn(c, "Hi")
+    store.write(c, seed=1)
+    both = [(ChatStore(tmp_path), conversation()) for _ in range(2)]
+    for own, its in both:
+        own.resume(1, its)
+    for number in range(2):
+        for name, (own, its) in zip("ab", both, strict=True):
+            turn(its, f"{name}{number}")
+            own.write(its, seed=1)
+    found = [[m["content"] for m in chat.messages if m["role"] == "user"] for chat in store.newest()]
+    assert sorted(found) == [["Hi", "a0", "a1"], ["Hi", "b0", "b1"]]
+
+
 def test_not_enabled_it_writes_nothing(tmp_path: Path) -> None:
     store, c = ChatStore(tmp_path, enabled=False), conversation()
     turn(c, "Hi")

@@ -89,6 +89,7 @@ def chat(
             if "no speed-up" not in warning or first_time("no speed-up"):
                 warn(warning)
         reader = Reader(lambda: commands.words, None if no_save else state_dir() / "history")
+        pipeline.on_notice = reader.tell
         session = ChatSession(pipeline, conversation, settings, reader, ChatStore(enabled=not no_save))
         commands = Commands(session)
         session.figures = 0 if quiet else 2 if verbose else 1

@@ -26,7 +26,8 @@ def nearest(word: str, known: list[str]) -> str | None:
     if found:
         return found[0]
     longer = [name for name in known if len(word.lstrip("-")) > 2 and name.startswith(word)]
-    return min(longer, key=len, default=None)
+    shorter = [name for name in known if len(name.lstrip("-/")) > 2 and word.startswith(name)]
+    return min(longer, key=len, default=None) or max(shorter, key=len, default=None)
 
 
 def _meant(near: str | None) -> str:
