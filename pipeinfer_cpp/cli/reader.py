@@ -43,7 +43,7 @@ class Reader:
         return self._typed() if self.interactive else self._piped()
 
     def tell(self, text: str) -> None:
-        """Show what the user should see at once, from any thread. It stands above a prompt, and what was typed stays."""
+        """Show what the user should see at once, from any thread: above a prompt, where what was typed stays."""
         app = self._session.app if self._session is not None else None
         if app is None or not app.is_running or app.loop is None:
             tell(text)
