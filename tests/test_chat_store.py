@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_conversation import conversation, turn
 
-from pipeinfer_cpp.cli.chat_store import KEPT, ChatStore
+from pipeinfer_cpp.cli.chat_store import KEPT, ChatStore, worth_saying
 from pipeinfer_cpp.errors import UserError
 
 
@@ -63,3 +63,10 @@ def test_not_enabled_it_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="no chat to resume"):
         store.resume(1, c)
+
+
+def test_what_never_helps_is_said_once_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a chat or by `generate`, whichever comes first."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    cores, other = "3 processes share 2 cores here: expect no speed-up on this machine.", "Something else."
+    assert [worth_saying([cores, other]) for _ in range(2)] == [[cores, other], [other]]

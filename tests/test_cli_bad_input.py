@@ -107,6 +107,7 @@ GENERATING: list[tuple[str, str]] = [
     ("--trace nowhere/trace.json", "cannot be written"),
     ("--nothing", "--nothing"),
     ("--max-token 3", "Did you mean --max-tokens?"),
+    ("--temperature 1", "Did you mean --temp?"),
     ("--max-tokens -2", "or -1"),
     ("word", "one prompt"),
 ]

@@ -29,6 +29,11 @@ def first_time(what: str) -> bool:
     return True
 
 
+def worth_saying(warnings: list[str]) -> list[str]:
+    """Without what was said on this machine before and helps nobody twice."""
+    return [text for text in warnings if "no speed-up" not in text or first_time("no speed-up")]
+
+
 class ChatStore:
     """The newest chats, a file each. The one that is under way is written by `write`, from its first question on."""
 
