@@ -424,7 +424,7 @@ def test_errors_before_the_route_have_its_form(server: str) -> None:
 @pytest.mark.parametrize(
     ("path", "more", "said"),
     [
-        ("chat/completions", {"messages": [{"role": ["user"], "content": "x"}]}, "is none of"),
+        ("chat/completions", {"messages": [{"role": ["user"], "content": "x"}]}, "the role must be one of"),
         (
             "chat/completions",
             {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": 5}}},

@@ -36,7 +36,10 @@ def check_vocabulary(source: Source) -> None:
     try:
         done = subprocess.run(command, env=environment(), capture_output=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(f"llama.cpp is not done with the vocabulary of {source.path} after {_SECONDS:.0f} s.") from None
+        raise UserError(
+            f"llama.cpp has not finished reading the vocabulary of {source.path} within {_SECONDS:.0f} s: try again "
+            "when this machine is less busy, or with another conversion of the model."
+        ) from None
     if done.returncode:
         raise UserError(
             f"llama.cpp cannot use the vocabulary of {source.path}: {last_words(done.stderr)}. "
