@@ -341,7 +341,7 @@ class Driver:
         self._start(job)
         if self._draft is not None and self.engine.worker.alive and self.engine.settings.mode != "off":
             self._draft.link.send(msg.DraftTurn(job.sampling, job.slot))
-        self._figures.event(f"Slot {job.slot}: a prompt of {len(job.prompt)} tokens.")
+        self._figures.event(f"Slot {job.slot}: a prompt of {(n := len(job.prompt))} token{'s' if n != 1 else ''}.")
         self._feed(ev.Prompt(job.prompt, job.max_tokens, job.goes_on, job.slot, job.owner), now)
 
     def _start(self, job: Job, said: tuple[int, ...] = (), root: int = 0) -> None:
