@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,27 +19,21 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer_cpp.arguments import number, sampling_of, several, stop_strings, text, token_ids, truth, whole
+from pipeinfer_cpp.arguments import number, several, text, truth, whole
 from pipeinfer_cpp.chat.chats import Chats, plain_messages
 from pipeinfer_cpp.chat.template import template_of
 from pipeinfer_cpp.cluster.crew import Crew
-from pipeinfer_cpp.cluster.cutting import Cutting
 from pipeinfer_cpp.cluster.driver import Driver
-from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.cluster.launch import Process
 from pipeinfer_cpp.cluster.live import Live
-from pipeinfer_cpp.cluster.peer import Peer
-from pipeinfer_cpp.cluster.plan import Plan, make_plan
-from pipeinfer_cpp.cluster.session import Loading
+from pipeinfer_cpp.cluster.plan import Plan
+from pipeinfer_cpp.cluster.session import Session
 from pipeinfer_cpp.cluster.window import Window
-from pipeinfer_cpp.engine import CostCurve
+from pipeinfer_cpp.engine import Settings
 from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.generation import Generation, Reading
-from pipeinfer_cpp.line import Line, Seats
-from pipeinfer_cpp.llama.sampler import Sampler
-from pipeinfer_cpp.llama.vocabulary import Vocabulary
-from pipeinfer_cpp.net.sockets import Network
+from pipeinfer_cpp.line import Line, Switchboard
 from pipeinfer_cpp.options import Options
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.sampling import Sampling
@@ -56,8 +47,6 @@ _KINDS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("cutoff", "recovery", "decay", "split"), number),
 }
 """Of what `configure` can change."""
-LOCAL_S, REMOTE_S = 30.0, 5.0
-"""Seconds that a worker has for its first answer, here and on another machine."""
 
 
 class Pipeline:
@@ -68,116 +57,45 @@ class Pipeline:
         if not isinstance(options, Options):
             raise TypeError(f"options: Options are needed, not {options!r} (Pipeline.local takes them one by one)")
         options.check()
-        self.processes: list[Process] = []
-        """Workers that were started here."""
         self.on_notice: Callable[[str], None] = lambda _text: None
-        """Called in another thread with a sentence that the user should see at once: a stage is silent, or is back."""
+        """Called in another thread with a sentence that the user should see at once: a stage is silent, is gone, or is
+        back."""
         self._resources = contextlib.ExitStack()
         self._finalizer = weakref.finalize(self, _close, self._resources, os.getpid())
         try:
-            self._crew = crew or Crew.of(options)
-            self._resources.callback(self._crew.close)
-            self._open(options, report)
+            self._session = Session(options, report, crew)
+            self._resources.callback(self._session.close)
+            # The driver's thread must not keep this alive.
+            notice = partial(_notice, weakref.ref(self))
+            self.driver = Driver(self._session, self._session.settings, trace=options.trace, notice=notice)
+            self._resources.callback(self.driver.close)
         except BaseException:
             self.close()
             raise
+        self.plan: Plan = self._session.plan
+        self.vocabulary = self._session.vocabulary
+        self.exact = self.plan.exact
+        self.kv_type = self._session.loaded[0].kv_type
+        self.threads = [m.threads for m in self._session.loaded]
+        """Of each stage."""
+        self._board = Switchboard(self.driver, self.vocabulary, self._session.settings)
+        self._line = Line(self._board, "local")
+        """Of `generate` and `chat`."""
+        self._chats: Chats | None = None
 
     @classmethod
     def local(cls, pair: str | None = None, *, report: Report | None = None, **options: Any) -> Pipeline:
         """Start the stages on this machine (or use those at the addresses in `stages`). See Options."""
         return cls(Options(pair=pair, **options), report)
 
-    def _open(self, options: Options, report: Report | None) -> None:
-        self.plan: Plan = make_plan(options, report)
-        plan = self.plan
-        network = Network()
-        self._resources.callback(network.close)
-        session = secrets.token_hex(8)
-        # Those started by hand first: how many of them are on this machine decides what ours may use of it.
-        by_hand = {i: self._reach(network, i, address) for i, address in enumerate(plan.addresses) if address}
-        for peer in by_hand.values():
-            peer.hello(session)
-        machines = [by_hand[i].greet(session, REMOTE_S) if i in by_hand else None for i in range(len(plan.addresses))]
-        plan.meet([m for m in machines if m is not None], [peer.memory for peer in by_hand.values()])
-        stages = [by_hand.get(i) or self._start(network, i) for i in range(len(plan.addresses))]
-        draft = self._start(network, None) if plan.draft else None
-        peers = [*stages, *([draft] if draft else [])]
-        # All of what takes long goes on at the same time: cutting, starting processes, the vocabulary, the draft.
-        ours = [i for i, machine in enumerate(machines) if machine is None]
-        loading = Loading(peers, report, options.patience)
-        cutting = Cutting(plan.target, [(stages[i].name, plan.ranges[i]) for i in ours], bool(by_hand), report)
-        self._resources.callback(cutting.close)
-        here = [peer for peer in peers if not peer.remote]
-        for peer in here:
-            peer.hello(session)
-        for peer in here:
-            peer.greet(session, LOCAL_S, peers)
-        self.vocabulary = Vocabulary(plan.target.path)
-        self._resources.callback(self.vocabulary.close)
-        runs = [peer.runs.address for peer in stages]
-        if draft is not None:
-            loading.send(draft, plan.orders(runs, machines, self.vocabulary.eog)[-1])
-        while not cutting.done():
-            loading.poll()
-        if by_hand:
-            plan.target_hash = plan.target.sha256()
-        for peer, order in zip(stages, plan.orders(runs, machines, self.vocabulary.eog), strict=False):
-            loading.send(peer, order)
-        loaded = loading.wait()[: len(stages)]
-        self.exact = plan.exact
-        self.kv_type = loaded[0].kv_type
-        self.threads = [m.threads for m in loaded]
-        """Of each stage."""
-        safe = min(m.safe_width for m in loaded) if plan.exact else plan.settings.max_rows
-        checkpoints = any(m.checkpointed for m in loaded)
-        plan.check_branches(checkpoints)  # of an architecture that no table knows llama.cpp tells it first here
-        self.settings = replace(
-            plan.settings,
-            max_rows=min(safe, plan.settings.max_rows),
-            eog=self.vocabulary.eog,
-            exact=plan.exact,
-            checkpoints=checkpoints,
-        )
-        self._opened = self.settings
-        """What the stages' contexts were made for."""
-        self._line = Line(weakref.ref(self), "local")
-        """Of `generate` and `chat`."""
-        self.seats = Seats(self.settings.slots)
-        self._chats: Chats | None = None
-        self.lock = threading.Lock()
-        self.driver = Driver(
-            network,
-            stages,
-            draft,
-            [CostCurve(m.curve) for m in loaded],
-            self.settings,
-            piece=self.vocabulary.piece,
-            n_vocab=self.vocabulary.size,
-            exact=plan.exact,
-            trace=options.trace,
-            active=plan.active,
-            links=plan.links,
-            patience=options.patience,
-            notice=partial(_notice, weakref.ref(self)),  # the driver's thread must not keep this alive
-        )
-        self._resources.callback(self.driver.close)
+    @property
+    def processes(self) -> list[Process]:
+        """Workers that were started here."""
+        return self._session.processes
 
-    def _start(self, network: Network, index: int | None) -> Peer:
-        """A worker of our own: stage `index`, or the draft worker."""
-        name = "draft" if index is None else f"s{index}"
-        process = self._crew.take(name, self.plan.share)
-        self.processes.append(process)
-        self._resources.callback(lambda: process.stop(time.monotonic() + 1.0))
-        return self._reach(network, index, self._crew.address(name), process)
-
-    def _reach(self, network: Network, index: int | None, address: str, process: Process | None = None) -> Peer:
-        name = "The draft worker"
-        if index is not None:
-            first, end = self.plan.ranges[index]
-            name = f"Stage {index} (layers {first}-{end - 1})"
-        peer = Peer(network, name, address, process)
-        self._resources.callback(peer.close)
-        return peer
+    @property
+    def settings(self) -> Settings:
+        return self._board.settings
 
     # ------------------------------------------------------------------------------------- using it
 
@@ -207,41 +125,7 @@ class Pipeline:
     def conversation(self, owner: str = "local") -> Line:
         """A further conversation, with a slot of its own while it is in use. Conversations of one `owner` use each
         other's cells where their prompts begin alike; nobody else's."""
-        return Line(lambda: self, owner)
-
-    def job_of(
-        self,
-        prompt: str | Sequence[int],
-        max_tokens: int,
-        sampling: Sampling | Mapping[str, Any] | None,
-        stop: str | Sequence[str],
-        goes_on: bool,
-        owner: str,
-    ) -> Job:
-        """What `generate` was asked for, checked and made plain. Raises UserError."""
-        sampling = sampling_of(sampling).seeded().within(self.settings.n_ctx)
-        notes = []
-        if isinstance(prompt, str):
-            tokens = tuple(self.vocabulary.tokenize(prompt, begin=True))
-            if self.vocabulary.begins(prompt):
-                notes.append("The prompt begins with the model's start token itself and gets no second one.")
-        else:
-            tokens = token_ids(prompt, self.vocabulary.size)
-        if not tokens:
-            raise UserError("The prompt is empty: give it at least one token.")
-        if (max_tokens := whole("max_tokens", max_tokens)) == -1:
-            max_tokens = self.settings.n_ctx  # it ends with the context
-        if max_tokens < 1:
-            raise UserError("--max-tokens must be at least 1, or -1 for as many as fit into the context.")
-        if len(tokens) >= self.settings.n_ctx:
-            raise UserError(
-                f"The prompt has {len(tokens)} tokens and the context {self.settings.n_ctx}: "
-                "shorten it or raise --ctx-size."
-            )
-        self.check_grammar(sampling)
-        stops, goes_on = stop_strings(stop), truth("goes_on", goes_on)
-        stop_tokens = self.vocabulary.control_tokens(stops)
-        return Job(tokens, max_tokens, sampling, stops, goes_on, stop_tokens, owner, notes)
+        return Line(self._board, owner, self)
 
     def chat(
         self,
@@ -260,14 +144,14 @@ class Pipeline:
         oldest questions go with their answers. Otherwise as `generate`.
         Raises UserError too for a model without a chat template.
         """
-        self.check_alive()
+        self._board.check_alive()
         said = plain_messages(messages)
         if (max_tokens := whole("max_tokens", max_tokens)) < 1 and max_tokens != -1:
             raise UserError("--max-tokens must be at least 1, or -1 for as many as the context holds.")
         if self._chats is None:
             template = template_of(self.plan.target, self.plan.pair, self.vocabulary, None, {})
             self._chats = Chats(template, self.vocabulary, self.settings.n_ctx)
-        with self.lock:
+        with self._board.lock:
             self._line.rest("This pipeline generates one text at a time")
             quarter = self.settings.n_ctx // 4
             reserve = quarter if max_tokens == -1 else min(max_tokens, quarter)
@@ -283,22 +167,16 @@ class Pipeline:
         """The result of the last generation that ended well."""
         return self._line.last
 
-    def check_alive(self) -> None:
-        if self.driver.failure is not None:
-            raise PipeInferError(f"This pipeline has ended: {self.driver.failure}")
-
     def check_grammar(self, sampling: Sampling) -> None:
         """Raise UserError for an invalid grammar or bias here, before any stage sees it."""
-        if sampling.forms or sampling.logit_bias:
-            of = self.vocabulary
-            Sampler(of.pointer, of.size, sampling.within(self.settings.n_ctx), pieces=of.pieces).close()
+        self._board.check_grammar(sampling)
 
     def configure(self, **changes: Any) -> None:
         """Change engine settings (mode, draft_max, cutoff, ...) between generations.
 
         Raises UserError, and changes nothing, for values that the stages were not opened for.
         """
-        opened, held = self._opened, {"n_ctx", "chunk", "eog", "exact", "checkpoints", "slots"}
+        opened, held = self._session.settings, {"n_ctx", "chunk", "eog", "exact", "checkpoints", "slots"}
         for name in sorted(changes.keys() & held):
             if changes[name] != getattr(self.settings, name):
                 raise UserError(f"{name} cannot be changed while the pipeline is open: open another one with it.")
@@ -317,10 +195,10 @@ class Pipeline:
         for name in ("cutoff", "recovery", "decay", "split"):
             if not 0.0 <= getattr(settings, name) <= 1.0:
                 raise UserError(f"{name} must be between 0 and 1.")
-        with self.lock:
+        with self._board.lock:
             self._line.rest()
             self.driver.configure(settings)
-            self.settings = settings
+            self._board.settings = settings
 
     def forget(self) -> None:
         """Compute the next prompt of `generate` from its beginning, whatever the stages still hold of it."""
@@ -333,11 +211,6 @@ class Pipeline:
     def recall(self, past: Past) -> None:
         """Go on with it on this pipeline, see `Line.recall`."""
         self._line.recall(past)
-
-    def check_past(self, past: Past) -> None:
-        """Raise UserError for a past of another model."""
-        if any(not 0 <= token < self.vocabulary.size for token in past.tokens):
-            raise UserError("This past of a conversation has tokens that the model does not have: use its own model.")
 
     def live(self) -> Live:
         """What the pipeline does now: stages, conversations, rates of the last seconds. Any thread may ask."""

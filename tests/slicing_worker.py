@@ -22,10 +22,10 @@ from specimens import specimen
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.gguf import Cuts, LayerRange, Source, even_split, write_slice
 from pipeinfer_cpp.gguf.architectures import rules_for
+from pipeinfer_cpp.gguf.layers import Part
 from pipeinfer_cpp.gguf.plan import SlicePlan
 from pipeinfer_cpp.gguf.plan_keys import plan_keys
 from pipeinfer_cpp.gguf.plan_tensors import plan_tensors
-from pipeinfer_cpp.gguf.steps import Part
 from pipeinfer_cpp.proof.chain import chained_logits, write_slices
 from pipeinfer_cpp.proof.random_model import write_random
 from pipeinfer_cpp.proof.shrink import n_experts, shrunk

@@ -261,7 +261,8 @@ def test_six_turns_survive_their_pipeline_and_their_own_end(chat: Open, tmp_path
     c.begin(QUESTIONS[1])
     os.kill(a_stage(c), signal.SIGKILL)
     said = c.prompt(60)
-    assert "was killed by signal 9" in said and "Starting the pipeline again" in said and "another one" not in said
+    assert "was killed by signal 9" in said and "Starting it again" in said and "another one" not in said
+    assert said.count("is back, and the text goes on") == 1 and "\n" in said[: said.index("was killed")]
     c.ask(QUESTIONS[2])
     c.begin(QUESTIONS[3])
     frozen = a_stage(c)

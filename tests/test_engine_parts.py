@@ -152,7 +152,7 @@ def test_what_a_run_is_worth_by_hand() -> None:
 def test_a_draft_goes_with_the_root_where_that_is_worth_it(prob: float, rows: int) -> None:
     """One more row: 1.55 / (30 + 20 x 0.45) tokens a ms is less than 1 / 20, 1.95 / (30 + 20 x 0.05) is more."""
     tree = Tree(1, 5)
-    tree.add(tree.root, 2, prob, 0)
+    tree.add(tree.root, 2, prob)
     pace = Pace([CostCurve.linear(0.02, 0.01)] * 2)
     chosen = select(
         tree.root, pace=pace, calibration=Calibration(), level=0.0, max_rows=8, last_row=90, eog=frozenset()
@@ -206,7 +206,7 @@ def test_the_draft_worker_stops_with_the_turn_and_begins_with_the_next() -> None
 def test_what_is_final_is_let_go() -> None:
     """A long text must not hold all of its tokens' nodes."""
     tree = Tree(1, 0)
-    child = tree.add(tree.root, 2, 0.9, 0)
+    child = tree.add(tree.root, 2, 0.9)
     tree.accept(child)
     assert tree.root is child and child.parent is None and child.parent_id == 0
 

@@ -139,6 +139,7 @@ def test_a_second_choice_goes_along_and_wins() -> None:
     scene.draft(3, 8, second=9, second_prob=0.4)
     (fork,) = scene.all(ev.DraftFork)
     assert (fork.keep, fork.token) == (3, 9)
+    assert scene.engine.pool.taken == frozenset()  # a branch that does not leave takes no id
     scene.now += 0.02
     scene.feed(ev.StageReady(0, 1, 0.02))
     (run,) = scene.runs()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import socket
 import threading
@@ -305,16 +307,40 @@ def test_a_port_that_is_taken(server: Server) -> None:
     assert "bug" not in ended.err and "Traceback" not in ended.err
 
 
-def test_when_a_stage_dies_the_server_says_so_and_ends(tmp_path: Path) -> None:
-    import os
-
+def test_when_a_stage_dies_the_server_says_so_and_everybodys_text_goes_on(tmp_path: Path) -> None:
+    short = {**LONG, "max_tokens": 60}
     with serving(tmp_path) as server, server.client() as client:
+        expected = client.post("/v1/completions", json=short).json()["choices"][0]["text"]
         stage = next(pid for pid, role in server.workers().items() if role == "stage")
+        with client.stream("POST", "/v1/completions", json={**short, "stream": True}) as held:
+            lines = held.iter_lines()
+            said = [next(lines)]
+            os.kill(stage, signal.SIGKILL)
+            said += lines
+        chunks = [json.loads(line.removeprefix("data: ")) for line in said if line.startswith("data: {")]
+        assert "".join(c["choices"][0]["text"] for c in chunks if c["choices"]) == expected
+        assert client.post("/v1/completions", json=short).json()["choices"][0]["text"] == expected
+        assert "was killed by signal 9" in server.said and "is back" in server.said and "Traceback" not in server.said
+
+
+def test_when_stages_die_for_good_the_server_says_so_and_ends(tmp_path: Path) -> None:
+    with serving(tmp_path) as server, server.client() as client:
+        killing = threading.Event()
+
+        def kill() -> None:
+            while not killing.wait(0.01):
+                for pid in [pid for pid, role in server.workers().items() if role == "stage"]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
         with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as held:
             lines = held.iter_lines()
             next(lines)
-            os.kill(stage, signal.SIGKILL)
+            killer = threading.Thread(target=kill)
+            killer.start()
             said = [line for line in lines if "error" in line]
+            killing.set()
+            killer.join()
         assert said and json.loads(said[0].removeprefix("data: "))["error"]["type"] == "server_error"
         assert server.process.wait(20) == 1
         assert "stage" in server.said.lower() and "Traceback" not in server.said

@@ -60,7 +60,7 @@ def busy(lines: Lines) -> list[bool]:
 def test_a_seat_is_kept_while_a_request_that_went_away_still_begins(pipeline: Pipeline) -> None:
     async def main() -> None:
         lines = Lines(pipeline, 4)
-        with pipeline.lock:  # the thread that begins it stands before this
+        with pipeline._board.lock:  # the thread that begins it stands before this
             client = Client(lines, slot=0)
             await until(lambda: busy(lines)[0])
             await asyncio.sleep(0.05)

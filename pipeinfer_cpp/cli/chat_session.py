@@ -15,7 +15,7 @@ from pipeinfer_cpp.cli.signals import OneInterrupt, undisturbed
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.results import Result
-from pipeinfer_cpp.ui.consoles import complain, err, notice, out, warn, writer
+from pipeinfer_cpp.ui.consoles import complain, err, notice, out, tell, warn, writer
 from pipeinfer_cpp.ui.live_view import strip
 from pipeinfer_cpp.ui.origins import Painter, legend
 from pipeinfer_cpp.ui.progress import opening, reading
@@ -204,6 +204,7 @@ class ChatSession:
         with opening("Starting again", quiet=True) as report:
             pipeline = Pipeline(replace(old.plan.options, ctx=old.settings.n_ctx), report)
         self.pipeline = self.settings.pipeline = pipeline
+        pipeline.on_notice = tell
         pipeline.show()
         self._closed = False
         self.conversation.tokenizer = pipeline.vocabulary

@@ -29,14 +29,14 @@ def opened(
     crew = Crew.of(options)  # before what takes long to import
     try:
         from pipeinfer_cpp.pipeline import Pipeline
-        from pipeinfer_cpp.ui.consoles import notice
+        from pipeinfer_cpp.ui.consoles import notice, tell
         from pipeinfer_cpp.ui.progress import opening
 
         n = options.n_stages
         what = f"Starting {n} stage{'s' if n != 1 else ''}" if isinstance(options.stages, int) else "Connecting"
         with opening(what, quiet=quiet) as report:
             pipeline = Pipeline(options, report, crew)
-        pipeline.on_notice = notice
+        pipeline.on_notice = tell
         pipeline.show()
     except BaseException:
         crew.close()

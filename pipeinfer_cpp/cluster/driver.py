@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from pipeinfer_cpp.cluster import claims, switching
 from pipeinfer_cpp.cluster.answer import Answer
@@ -12,6 +13,7 @@ from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.cluster.live import Figures, Live, live
 from pipeinfer_cpp.cluster.outbox import Outbox
 from pipeinfer_cpp.cluster.peer import Peer, WorkerDied
+from pipeinfer_cpp.cluster.session import Session
 from pipeinfer_cpp.cluster.slowdown import Slowdown
 from pipeinfer_cpp.cluster.trace import Trace
 from pipeinfer_cpp.cluster.watch import PATROL, Notice, Watch
@@ -22,12 +24,14 @@ from pipeinfer_cpp.engine.run import Run
 from pipeinfer_cpp.engine.slot import IDLE, Slot
 from pipeinfer_cpp.errors import FormLost, PipeInferError, UserError
 from pipeinfer_cpp.net import messages as msg
-from pipeinfer_cpp.net.sockets import Link, Network, Selector, Wakeup, clock
-from pipeinfer_cpp.net.transit import Arrivals, LinkSpeed
+from pipeinfer_cpp.net.sockets import Link, Selector, Wakeup, clock
+from pipeinfer_cpp.net.transit import Arrivals
 from pipeinfer_cpp.results import Tally
 
 REMEMBERED = 1024
 """Runs of which it is known whose they are: more than can be under way."""
+RESTARTS, FORGIVEN = 2, 60.0
+"""So many times in so many seconds stages are started again without a token between."""
 DEADLINE = 6.0
 """A run that goes nowhere for so many times the patience with silence is given up, though all stages answer."""
 
@@ -36,35 +40,25 @@ class Driver:
     """Feeds the engine from the sockets and carries out what it returns, in a thread of its own."""
 
     def __init__(
-        self,
-        network: Network,
-        stages: Sequence[Peer],
-        draft: Peer | None,
-        curves: Sequence[CostCurve],
-        settings: Settings,
-        *,
-        piece: Callable[[int], bytes],
-        n_vocab: int,
-        exact: bool,
-        trace: bool,
-        active: bool = False,
-        links: Sequence[LinkSpeed] = (),
-        patience: float = 10.0,
-        notice: Notice = lambda _text: None,
+        self, session: Session, settings: Settings, *, trace: bool = False, notice: Notice = lambda _text: None
     ) -> None:
-        self._stages, self._draft = list(stages), draft
+        """`notice` is called in the thread with what the user should see at once."""
+        plan, patience = session.plan, session.options.patience
+        self._session = session
+        self._stages, self._draft = session.stages, session.draft
         self._silent: Peer | None = None
         """The draft worker, while it is given up for its silence only: it is taken up again when it answers."""
-        self._curves, self._piece, self._n_vocab = list(curves), piece, n_vocab
-        self.exact = exact
-        self._active = active
-        self.engine = Engine(settings, curves, hop=0.0002)
-        self.trace = Trace(len(stages)) if trace else None
+        self._curves = [CostCurve(m.curve) for m in session.loaded]
+        self._piece, self._n_vocab = session.vocabulary.piece, session.vocabulary.size
+        self.exact = plan.exact
+        self._active = plan.active
+        self.engine = Engine(settings, self._curves, hop=0.0002)
+        self.trace = Trace(len(self._stages)) if trace else None
         self.failure: BaseException | None = None
         self.draft_note = ""
         self.held: dict[str, tuple[int, ...]] = {}
         """What the stages' KV caches held at the end of the last turn: see messages.RunHeader."""
-        self._wakeup = Wakeup(network.context, f"driver-{id(self)}")
+        self._wakeup = Wakeup(session.network.context, f"driver-{id(self)}")
         self._commands: deque[Callable[[], None]] = deque()
         self._answers: dict[int, Answer] = {}
         """By slot: turns under way."""
@@ -74,16 +68,18 @@ class Driver:
         """The last that left."""
         self._memory: dict[str, float] = {}
         self._lost = ""
-        self._outbox = Outbox(self._stages, draft, self.trace)
+        self._outbox = Outbox(session, self.trace)
         self._slowdown = Slowdown()
-        self._emulated = bool(links)
-        self._arrivals: Arrivals[tuple[Peer, msg.Message]] = Arrivals(links[1:])
+        self._links = plan.links
+        self._arrivals: Arrivals[tuple[Peer, msg.Message]] = Arrivals(self._links[1:])
         self._wake: float | None = None
         self._patience = patience
         self._figures = Figures(clock())
         self._notice = notice
-        self._watch = Watch(stages, patience, self._tell)
-        self._draft_watch = Watch([draft] if draft is not None else [], patience, lambda _text: None)
+        self._watch = Watch(self._stages, patience, self._tell)
+        self._draft_watch = Watch([self._draft] if self._draft is not None else [], patience, lambda _text: None)
+        self._restarts: list[float] = []
+        """When stages were started again since a token last came."""
         self._moved = clock()
         """When a run last moved from one stage to the next."""
         self._sent = 0
@@ -116,26 +112,26 @@ class Driver:
                 engine.handle(ev.DraftLost(), clock())
             self.engine = engine
 
-        self._between_turns(change, lambda: self.engine.idle)
+        self._in_thread(change, lambda: self.engine.idle)
 
     def forget(self, slot: int) -> None:
         """Compute the slot's next prompt from its beginning; only between its turns."""
-        self._between_turns(lambda: self.engine.slots[slot].forget(), lambda: self._rests(slot))
+        self._in_thread(lambda: self.engine.slots[slot].forget(), lambda: self._rests(slot))
 
     def recall(self, slot: int, past: Past) -> None:
         """The slot's next prompt may go on this conversation; only between its turns."""
-        self._between_turns(lambda: self.engine.slots[slot].recall(past), lambda: self._rests(slot))
+        self._in_thread(lambda: self.engine.slots[slot].recall(past), lambda: self._rests(slot))
 
     def past(self, slot: int) -> Past:
         """The slot's conversation so far; only between its turns."""
         said: list[Past] = []
-        self._between_turns(lambda: said.append(self.engine.slots[slot].past), lambda: self._rests(slot))
+        self._in_thread(lambda: said.append(self.engine.slots[slot].past), lambda: self._rests(slot))
         return said[0]
 
     def live(self) -> Live:
         """What goes on now; at any time."""
         said: list[Live] = []
-        self._between_turns(lambda: said.append(self._live()), lambda: True)
+        self._in_thread(lambda: said.append(self._live()), lambda: True)
         return said[0]
 
     def _live(self) -> Live:
@@ -161,7 +157,7 @@ class Driver:
             self._thread.join(2.0)
         self._wakeup.close()
 
-    def _between_turns(self, what: Callable[[], None], rests: Callable[[], bool]) -> None:
+    def _in_thread(self, what: Callable[[], None], rests: Callable[[], bool]) -> None:
         """Do it in the driver's thread, and return when it is done. Refused unless `rests`."""
         done = threading.Event()
         refused: list[PipeInferError] = []
@@ -187,27 +183,12 @@ class Driver:
     # ------------------------------------------------------------------------------ in the thread
 
     def _work(self) -> None:
-        peers = [*self._stages, *([self._draft] if self._draft else [])]
-        by_link = {id(link): (peer, link) for peer in peers for link in {peer.link, peer.runs}}
-        selector = Selector([self._wakeup, *(link for _, link in by_link.values())])
         try:
             while not self._closing:
-                now = clock()
-                timeout = min(PATROL, *(t - now for t in (self._wake, self._arrivals.next()) if t is not None), PATROL)
-                for member in selector.wait(timeout, self._active and bool(self._answers)):
-                    if member is self._wakeup:
-                        self._wakeup.drain()
-                    else:
-                        self._receive(*by_link[id(member)])
-                for peer, message in self._arrivals.arrived(clock()):
-                    self._take(peer, message)
-                while self._commands:
-                    self._commands.popleft()()
-                # Waiting is in whole milliseconds: a wake-up that is nearly due is taken as due.
-                if self._wake is not None and self._wake - clock() < 0.001:
-                    due, self._wake = self._wake, None
-                    self._feed(ev.Tick(), max(due, clock()))
-                self._patrol()
+                try:
+                    self._serve()
+                except WorkerDied as death:
+                    self._recover(death)
             raise PipeInferError("This pipeline was closed.")
         except BaseException as error:
             self.failure = error
@@ -219,10 +200,78 @@ class Driver:
             while self._commands:
                 self._commands.popleft()()
 
+    def _serve(self) -> None:
+        """Until this is closed. Raises WorkerDied when a stage is gone."""
+        peers = [*self._stages, *([self._draft] if self._draft else [])]
+        by_link = {id(link): (peer, link) for peer in peers for link in {peer.link, peer.runs}}
+        selector = Selector([self._wakeup, *(link for _, link in by_link.values())])
+        while not self._closing:
+            now = clock()
+            timeout = min(PATROL, *(t - now for t in (self._wake, self._arrivals.next()) if t is not None), PATROL)
+            for member in selector.wait(timeout, self._active and bool(self._answers)):
+                if member is self._wakeup:
+                    self._wakeup.drain()
+                else:
+                    self._receive(*by_link[id(member)])
+            for peer, message in self._arrivals.arrived(clock()):
+                self._take(peer, message)
+            while self._commands:
+                self._commands.popleft()()
+            # Waiting is in whole milliseconds: a wake-up that is nearly due is taken as due.
+            if self._wake is not None and self._wake - clock() < 0.001:
+                due, self._wake = self._wake, None
+                self._feed(ev.Tick(), max(due, clock()))
+            self._patrol()
+
+    def _recover(self, death: WorkerDied) -> None:
+        """Stages are gone. Those of this machine are started again, others may come back; what the engine has under
+        way goes on from the tokens. Raises what ended them where that is no help."""
+        while True:
+            gone = self._gone(death)
+            self._restarts = [at for at in self._restarts if clock() - at < FORGIVEN] + [clock()]
+            if not gone or len(self._restarts) > RESTARTS:
+                raise death
+            again = "Starting it again." if not any(peer.remote for peer in gone) else "Waiting for it to come back."
+            self._tell(f"{death} {again}")
+            try:
+                self._session.restart(gone, self._unwanted)
+            except WorkerDied as another:
+                if self._unwanted():
+                    raise death from None
+                death = another
+            except UserError:  # nobody answers at its address
+                raise death from None
+            else:
+                break
+        self._arrivals = Arrivals(self._links[1:])
+        self._watch = Watch(self._stages, self._session.options.patience, self._tell)
+        self._moved, self._passed, self._wake = clock(), {}, None
+        self._runs.clear()
+        names = " and ".join(peer.name for peer in gone)
+        back = f"{names} {'is' if len(gone) == 1 else 'are'} back, and the text goes on."
+        self._tell(back)
+        for answer in self._answers.values():
+            answer.tally.warnings.append(back)
+        self._feed(ev.Lost())
+
+    def _gone(self, death: WorkerDied) -> list[Peer]:
+        """The stages that are. One that only lost its neighbour may have been heard first."""
+        until = clock() + 0.3
+        while True:
+            gone = [peer for peer in self._stages if peer is death.peer or peer.gone]
+            if gone or clock() > until:
+                return gone
+            time.sleep(0.02)
+
+    def _unwanted(self) -> bool:
+        """Nobody waits for the stages that are started again."""
+        answers = self._answers.values()
+        return self._closing or (bool(answers) and all(answer.job.stopping for answer in answers))
+
     def _receive(self, peer: Peer, link: Link[msg.ToCoordinator]) -> None:
         while (message := self._heard_from(peer, link)) is not None:
             peer.heard = clock()
-            if self._emulated and isinstance(message, msg.RunBack | msg.Passed):
+            if self._links and isinstance(message, msg.RunBack | msg.Passed):
                 sent = message.sent if isinstance(message, msg.RunBack) else message.ended
                 self._arrivals.push(self._stages.index(peer), sent, 24, (peer, message))
             else:
@@ -240,6 +289,8 @@ class Driver:
 
     def _take(self, peer: Peer, message: msg.Message) -> None:
         match message:
+            case msg.RunBack(epoch=epoch) | msg.Passed(epoch=epoch) | msg.Failed(epoch=int(epoch)) if self._old(epoch):
+                pass  # of stages as they were before they were loaded again
             case msg.RunBack(run, dead, draws, memory, held, _, lost, tops) if peer in self._stages:
                 self._believe(peer, claims.back(message, self.engine.pipe.in_flight, self._n_vocab))
                 self._lost = lost or self._lost
@@ -264,6 +315,9 @@ class Driver:
                 self._lose_draft(reason)
             case msg.Failed(reason) if peer in self._stages:
                 raise WorkerDied(f"{peer.name} failed: {reason.rstrip('.')}.")
+
+    def _old(self, epoch: int) -> bool:
+        return epoch != self._session.epoch
 
     def _believe(self, stage: Peer, wrong: str | None) -> None:
         if wrong is not None:
@@ -380,6 +434,7 @@ class Driver:
 
     def _emit(self, action: ev.Emit) -> None:
         answer, now = self._answers.get(action.slot), clock()
+        self._restarts.clear()
         self._figures.emitted(action.slot, self.engine.slots[action.slot].stats, now)
         if answer is not None and answer.emit(action, now) and self.trace is not None:
             self.trace.instant("coordinator", "token", now, pos=action.pos, origin=action.origin)

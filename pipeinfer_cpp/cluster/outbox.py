@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from pipeinfer_cpp.cluster.peer import Peer
+from pipeinfer_cpp.cluster.session import Session
 from pipeinfer_cpp.cluster.trace import Trace
 from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.run import Run
@@ -15,9 +13,9 @@ from pipeinfer_cpp.net.sockets import clock
 class Outbox:
     """Runs to stage 0, cancellations to every stage, orders to the draft worker while it lives."""
 
-    def __init__(self, stages: Sequence[Peer], draft: Peer | None, trace: Trace | None) -> None:
-        self._stages, self._trace = stages, trace
-        self.draft = draft
+    def __init__(self, session: Session, trace: Trace | None) -> None:
+        self._session, self._trace = session, trace
+        self.draft = session.draft
         self._starts: dict[int, msg.TurnStart] = {}
         """By slot: what rides on the first run of its turn."""
         self.other_bytes = 0
@@ -34,8 +32,9 @@ class Outbox:
         starts = tuple(self._starts.pop(slot) for slot in sorted(slots & self._starts.keys()))
         ops = tuple(msg.WireOp(o.kind, o.seq, o.p0, o.p1, o.src) for o in run.ops)
         rows = tuple(msg.WireRow(r.token, r.pos, r.seq, r.node, r.parent, r.draw, r.slot) for r in run.rows)
-        header = msg.RunHeader(run.id, run.kind, ops, rows, run.finals, run.slot, turns=starts, sent=now)
-        sent = self._stages[0].runs.send(header)
+        epoch = self._session.epoch
+        header = msg.RunHeader(run.id, run.kind, ops, rows, run.finals, run.slot, starts, sent=now, epoch=epoch)
+        sent = self._session.stages[0].runs.send(header)
         if self._trace is not None:
             first = run.rows[0].pos if run.rows else -1
             about = {"run": run.id, "kind": run.kind, "pos": first, "rows": len(run.rows)}
@@ -45,7 +44,7 @@ class Outbox:
 
     def cancel(self, runs: tuple[int, ...]) -> None:
         now = clock()
-        for stage in self._stages:
+        for stage in self._session.stages:
             self.other_bytes += stage.link.send(msg.Cancel(runs, now))
         if self._trace is not None:
             self._trace.instant("coordinator", f"cancel {list(runs)}", now, runs=list(runs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pipeinfer_cpp.cluster.launch import Process
@@ -30,8 +30,20 @@ QUIET = 2.0
 """Seconds of silence after which the user is told."""
 
 
+GivenUp = Callable[[], bool]
+"""Whether nobody waits any more."""
+
+
+def never() -> bool:
+    return False
+
+
 class WorkerDied(PipeInferError):
-    """A stage or the draft worker ended or fell silent for too long."""
+    """A stage or the draft worker ended or fell silent for too long. `peer`: who, where nobody is there any more."""
+
+    def __init__(self, sentence: str, peer: Peer | None = None) -> None:
+        super().__init__(sentence)
+        self.peer = peer
 
 
 class Peer:
@@ -50,6 +62,8 @@ class Peer:
         """Of its machine, when it was greeted."""
         self.heard = clock()
         """When it last said anything, by our clock."""
+        self.greeted = False
+        """It said what it is."""
         self._broken = False
 
     @property
@@ -65,31 +79,38 @@ class Peer:
         """Raise WorkerDied when it is gone, naming it and its last output."""
         death = self.process.death() if self.process else None
         if death is not None:
-            raise WorkerDied(f"{self.name} {death}.")
+            raise WorkerDied(f"{self.name} {death}.", self)
         self._broken = self._broken or self.link.broken()
         if self._broken:
             if self.process is not None:
                 time.sleep(0.05)  # the socket closes a moment before the process is reaped
                 death = self.process.death() or "does not answer any more, though its process is there"
-                raise WorkerDied(f"{self.name} {death}.")
-            raise WorkerDied(f"{self.title} is gone: see what it printed on its machine.")
+                raise WorkerDied(f"{self.name} {death}.", self)
+            raise WorkerDied(f"{self.title} is gone: see what it printed on its machine.", self)
+
+    @property
+    def gone(self) -> bool:
+        try:
+            self.check()
+        except WorkerDied:
+            return True
+        return False
 
     def hello(self, session: str) -> None:
         """Begin to greet it. Say this to all before the first answer is waited for."""
         self.link.send(Hello(PROTOCOL, package_version(), llama_version(), "coordinator", session))
 
-    def greet(self, session: str, timeout: float, others: Sequence[Peer] = ()) -> str:
+    def greet(self, session: str, timeout: float, others: Sequence[Peer] = (), given_up: GivenUp = never) -> str:
         """Wait for the answer to `hello`. Returns the machine it runs on. Raises UserError when it is unreachable or
         of another version, and what any of the `others` failed with meanwhile."""
         try:
-            welcome = self.wait(Welcome, timeout, others)
+            welcome = self.wait(Welcome, timeout, others, given_up)
         except WorkerDied as error:
             if not self.remote:
                 raise
             raise UserError(f"What answers at {self.address} is not a pipeinfer stage (for {self.name}).") from error
         if welcome.runs is not None:
             self.runs = Link(self._network.context, welcome.runs, ToCoordinator)
-            self.runs.send(Hello(PROTOCOL, package_version(), llama_version(), "runs", session))
         if self.remote:
             sent = clock()
             self.link.send(Ping(sent))
@@ -97,13 +118,17 @@ class Peer:
                 pass  # stages send some unasked, to see whether anyone is there
             self.offset = pong.clock - (sent + clock()) / 2
         self.memory = Memory(welcome.memory_total, welcome.memory_free) if welcome.memory_total else None
+        self.greeted = True
         return welcome.machine
 
-    def meet_runs(self, timeout: float) -> None:
+    def meet_runs(self, session: str, timeout: float) -> None:
         """Of a stage that is ready: wait until its computing side answers where runs go. Raises UserError when
         nobody does within `timeout` seconds, and WorkerDied."""
+        if self.runs is self.link:
+            return
         began = clock()
-        while self.runs is not self.link and self.runs.receive(0.05) is None:
+        self.runs.send(Hello(PROTOCOL, package_version(), llama_version(), "runs", session))
+        while not isinstance(self.runs.receive(0.05), Pong):  # until then, what it said in an earlier epoch
             self.check()
             if clock() - began > timeout and not (self.process is not None and self.process.stopped()):
                 raise UserError(
@@ -111,11 +136,13 @@ class Peer:
                     "was that socket removed? Start the stage again."
                 )
 
-    def wait(self, kind: type[M], timeout: float, others: Sequence[Peer] = ()) -> M:
+    def wait(self, kind: type[M], timeout: float, others: Sequence[Peer] = (), given_up: GivenUp = never) -> M:
         """The next message of that kind. Raises UserError when none comes in `timeout` seconds, and WorkerDied when
-        it or one of the `others` ends."""
+        it or one of the `others` ends, or nobody needs it any more."""
         began = clock()
         while True:
+            if given_up():
+                raise WorkerDied(f"{self.name} is not needed any more.")
             message = self.link.receive(0.05)
             if isinstance(message, kind):
                 return message

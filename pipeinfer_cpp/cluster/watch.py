@@ -69,7 +69,8 @@ class Watch:
         if peer.process is None and silent > self.limit:
             raise WorkerDied(
                 f"{peer.name} at {peer.address} has been silent for {self.limit:.0f} s and is given up: "
-                "see whether its machine and the network are up (--patience waits longer)."
+                "see whether its machine and the network are up (--patience waits longer).",
+                peer,
             )
         if peer not in self.quiet:
             self.quiet[peer] = self._sentence(peer)

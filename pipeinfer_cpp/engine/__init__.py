@@ -1,9 +1,9 @@
 """PipeInfer's state machine.
 
-From top to bottom: `tree` (guesses and their verification), `sequences` (KV multibuffers), `run` and
-`events` (what goes in and out), `turn`, `cached` (what a prompt may use of the last one), `pipe` (what is under
-way, what is cancelled), `checkpoints` (models that cannot take back a part), `engine` (the state machine). Then
-the policy: `speculation` (when what is sent), with `drafts`, `selection`, `policy`, `pacing` and `costs`.
+From top to bottom: `tree` (guesses and their verification), `sequences` (KV multibuffers), `run` and `events` (what
+goes in and out), `turn`, `cached` (what a prompt may use of the last one), `checkpoints` (models that cannot take back
+a part), `pipe` (what is under way, what is cancelled), `drafts` (who guesses), `slot` (one conversation), `engine` (the
+one door, and what leaves when). Then the policy: `speculation`, `governor`, `pacing`.
 
 This package is pure: no sockets, threads, clocks or llama.cpp.
 """

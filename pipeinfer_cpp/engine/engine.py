@@ -30,8 +30,7 @@ class Engine:
     def __init__(self, settings: Settings, curves: Sequence[CostCurve], hop: float = 0.0) -> None:
         self.settings = settings
         self.pipe = pipe = Pipe(Pace(curves, hop), cancels=settings.on("cancel"))
-        branches = settings.branches - 1 if settings.on("multibuffer") else 0
-        self.pool = SequencePool(branches * settings.slots, settings.slots)
+        self.pool = SequencePool(settings.sides * settings.slots, settings.slots)
         self.worker = DraftWorker(alive=settings.mode != "off")
         self._common = Common(pipe, self.pool, self.worker, Governor(lambda: pipe.pace.plain))
         self._out = self._common.out

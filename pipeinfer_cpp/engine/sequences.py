@@ -41,16 +41,14 @@ def restore(seq: int, state: int, pos: int) -> Op:
 
 class SequencePool:
     """Ids for side branches: `n` of them from `first` on, below which each slot has its own canonical one.
-    Each is taken and given back once."""
+    Each is taken when its branch first leaves, and given back once."""
 
     def __init__(self, n: int, first: int = 1) -> None:
         self._free = list(range(first + n - 1, first - 1, -1))
         self._taken: set[int] = set()
 
-    def take(self) -> int | None:
-        """A free id, or None."""
-        if not self._free:
-            return None
+    def take(self) -> int:
+        """A free id. There is one: no slot has more branches than its share of them."""
         seq = self._free.pop()
         self._taken.add(seq)
         return seq
@@ -58,25 +56,24 @@ class SequencePool:
     def bury(self, dead: Iterable[Node], root: Node, main: int) -> list[Op]:
         """Give back the ids that no node below `root` uses any more; `main` is the slot's own. Returns what
         removes the dead cells."""
-        ids = {node.seq for node in dead}
         live = {node.seq for node in root.subtree()} | {main}
         ends: dict[int, int] = {}
         for node in dead:
             if node.run is not None:
                 ends[node.seq] = min(node.pos, ends.get(node.seq, node.pos))
-        for seq in ids - live:
+        for seq in ends.keys() - live:
             self._give(seq)
-        gone = [rm(seq, 0) for seq in ids - live if seq in ends]
+        gone = [rm(seq, 0) for seq in ends.keys() - live]
         return gone + [rm(seq, ends[seq]) for seq in live & ends.keys()]
 
     def adopt(self, node: Node, main: int) -> list[Op]:
-        """A side branch won: its cells become the main path's, its id is free again."""
+        """A side branch that had left won: its cells become the main path's, its id is free again."""
         side = node.seq
         for below in node.subtree():
             if below.seq == side:
                 below.seq = main
         self._give(side)
-        return [cp(side, main, node.pos, -1), rm(side, 0)] if node.run is not None else []
+        return [cp(side, main, node.pos, -1), rm(side, 0)]
 
     def _give(self, seq: int) -> None:
         self._taken.remove(seq)

@@ -68,7 +68,12 @@ class Settings:
         return 3 * n_stages + 2 + 6
 
     @property
+    def sides(self) -> int:
+        """Side branches that a slot may have."""
+        return self.branches - 1 if self.on("multibuffer") else 0
+
+    @property
     def apart(self) -> bool:
         """No sequence shares a KV cell with another: each slot has cells of its own, so that the bits of its rows do
         not depend on where those of others lie."""
-        return self.branches == 1 or not self.on("multibuffer")
+        return self.sides == 0

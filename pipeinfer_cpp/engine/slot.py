@@ -150,13 +150,18 @@ class Slot:
         if parent is None:
             return  # from a path that is dead by now
         self.stats.proposed += parent.child(event.token) is None
-        node = self.tree.add(parent, event.token, event.prob, parent.seq, path=event.path, second=event.second)
+        node = self.tree.add(parent, event.token, event.prob, path=event.path, second=event.second)
         self.drafts.extend(event.path, node)
         fork = parent.pos < self.turn.last_row and self.speculation.forks(event.second, event.second_prob)
-        if fork and parent.child(event.second) is None and (branch := self._pool.take()) is not None:
-            sibling = self.tree.add(parent, event.second, event.second_prob, branch, origin="sibling")
+        if fork and parent.child(event.second) is None and self._branches < self.settings.sides:
+            sibling = self.tree.add(parent, event.second, event.second_prob, side=True, origin="sibling")
             self.stats.proposed += 1
             self._out.append(self.drafts.fork(sibling, event.path))
+
+    @property
+    def _branches(self) -> int:
+        """Side branches that may still come true."""
+        return sum(node.side for node in self.tree.root.subtree())
 
     def back(self, run: Run, draws: dict[int, Drawn], now: float) -> None:
         """A run is back, with what was drawn behind nodes of this slot."""
@@ -258,7 +263,7 @@ class Slot:
 
     def _accept(self, hit: Node) -> None:
         self._bury(self.tree.accept(hit))
-        if hit.seq != self.number:
+        if hit.seq != self.number:  # a side branch, whose id is not the slot's
             self._pipe.ops += self._pool.adopt(hit, self.number)
         self._out += self.drafts.final()
 
@@ -329,8 +334,13 @@ class Slot:
         added to the operations of the next run."""
         for node in nodes:
             parent = node.parent
-            if parent is not None and node.seq not in (self.number, parent.seq):
+            if parent is None:
+                node.seq = self.number
+            elif node.side:
+                node.seq = self._pool.take()
                 self._pipe.ops.append(cp(parent.seq, node.seq, 0, node.pos))
+            else:
+                node.seq = parent.seq
         rows = [Row(n.token, n.pos, n.seq, n.id, n.parent_id, True, self.number) for n in nodes]
         rows, self.replay = self.replay + rows, []
         self._leave(rows, sum(row.node < 0 for row in rows))

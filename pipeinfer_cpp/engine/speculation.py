@@ -110,7 +110,7 @@ def select(
     chances: dict[Node, float] = {root: 1.0} if chosen else {}
     base = 1.0
     best = worth(pace, [1.0], 1.0) if chosen else 0.0
-    candidates = dict(_frontier(root, calibration)) if not chosen else _children(root, 1.0, calibration, root.seq)
+    candidates = dict(_frontier(root, calibration)) if not chosen else _children(root, 1.0, calibration)
     while len(chosen) < max_rows:
         usable = {n: c for n, c in candidates.items() if n.pos <= last_row and n.token not in eog and n.prob >= level}
         if not usable:
@@ -127,7 +127,7 @@ def select(
         best, chances = value, rows
         chosen.append(node)
         del candidates[node]
-        candidates.update(_children(node, chance, calibration, node.seq))
+        candidates.update(_children(node, chance, calibration))
     return chosen
 
 
@@ -135,8 +135,8 @@ def _chance(node: Node, calibration: Calibration) -> float:
     return calibration(node.prob) if node.origin == "draft" else min(node.prob, 0.9)
 
 
-def _children(node: Node, chance: float, calibration: Calibration, seq: int) -> dict[Node, float]:
-    return {c: chance * _chance(c, calibration) for c in node.children if c.seq == seq}
+def _children(node: Node, chance: float, calibration: Calibration) -> dict[Node, float]:
+    return {c: chance * _chance(c, calibration) for c in node.children if not c.side}
 
 
 def _frontier(root: Node, calibration: Calibration) -> Iterator[tuple[Node, float]]:

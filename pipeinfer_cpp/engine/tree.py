@@ -13,8 +13,8 @@ class Node:
     id: int
     token: int
     pos: int
-    seq: int
-    """Sequence id its KV cell is, or will be, written under."""
+    seq: int = -1
+    """Sequence id its KV cell is written under, once it has left; -1 until then."""
     parent: Node | None = None
     parent_id: int = -1
     """The node before it, also when that is final and gone; -1 for the prompt's last token."""
@@ -24,6 +24,8 @@ class Node:
     """The draft's own confidence in it."""
     second: int = -1
     """The draft's second choice at the same place, whether or not it stands in the tree; -1: not told."""
+    side: bool = False
+    """It begins a branch with a sequence of its own; else it stands in its parent's."""
     depth: int = 0
     """Drafted tokens between it and the last token that the target gave itself."""
     paths: list[int] = field(default_factory=list)
@@ -63,8 +65,8 @@ class Tree:
         parent: Node,
         token: int,
         prob: float,
-        seq: int,
         *,
+        side: bool = False,
         origin: str = "draft",
         path: int = 0,
         second: int = -1,
@@ -72,8 +74,8 @@ class Tree:
         """Hang a guess under its parent. Equal guesses are one node: it knows who made them."""
         node = parent.child(token)
         if node is None:
-            depth = parent.depth + 1
-            node = Node(self._take_id(), token, parent.pos + 1, seq, parent, parent.id, origin, prob, second, depth)
+            node = Node(self._take_id(), token, parent.pos + 1, -1, parent, parent.id, origin, prob, second, side)
+            node.depth = parent.depth + 1
             parent.children.append(node)
         node.paths.append(path)
         return node
@@ -84,6 +86,9 @@ class Tree:
         self._bury(dead)
         self.root.children = []
         child.parent = None
+        child.side = False
+        if child.run is None:
+            child.seq = self._main
         self.root = child
         return dead
 

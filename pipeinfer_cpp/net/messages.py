@@ -13,7 +13,7 @@ import msgspec
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sampling import Sampling
 
-PROTOCOL = 8
+PROTOCOL = 9
 WIRES = ("f32", "f16", "bf16", "q8", "q4")
 """Names of the codecs in `net.codecs`."""
 
@@ -134,6 +134,8 @@ class LoadSlice(Message, frozen=True):
     """Emulated: how what comes to this stage, runs and cancellations, travels."""
     patience: float = 10.0
     """Seconds that the next stage and the coordinator may be silent."""
+    epoch: int = 0
+    """Counts how often the stages of a session were loaded. Runs and answers of another epoch are void."""
 
 
 class LoadDraft(Message, frozen=True):
@@ -200,6 +202,8 @@ class RunHeader(Message, frozen=True):
     """On an `end` header: by stage, the last cached position of each sequence id (-1: none)."""
     sent: float = 0.0
     """The sender's clock, for emulated links."""
+    epoch: int = 0
+    """See LoadSlice."""
 
     @property
     def size(self) -> int:
@@ -278,6 +282,7 @@ class Loaded(Message, frozen=True):
     memory_mb: float
     threads: int
     checkpointed: bool = False
+    epoch: int = 0
 
 
 class Passed(Message, frozen=True):
@@ -289,6 +294,7 @@ class Passed(Message, frozen=True):
     began: float
     ended: float
     bytes_out: int
+    epoch: int = 0
 
 
 class RunBack(Message, frozen=True):
@@ -306,6 +312,7 @@ class RunBack(Message, frozen=True):
     lost: str = ""
     tops: tuple[tuple[tuple[int, float], ...], ...] = ()
     """See engine.events.RunDone."""
+    epoch: int = 0
 
 
 class Guessed(Message, frozen=True):
@@ -323,10 +330,11 @@ class Guessed(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """The worker cannot go on: one sentence."""
+    """The worker cannot go on: one sentence. `epoch`: of the slice that failed, where it was one."""
 
     reason: str
     user: bool = False
+    epoch: int | None = None
 
 
 ToWorker = (
@@ -345,3 +353,16 @@ ToWorker = (
     | DraftRoom
 )
 ToCoordinator = Welcome | Refuse | Pong | Progress | Loaded | Passed | RunBack | Guessed | Failed
+
+
+def objection(hello: Hello, package: str, llama: str) -> str | None:
+    """Why this peer cannot be worked with, in one sentence; None when it can."""
+    pairs = [
+        ("protocol", str(hello.protocol), str(PROTOCOL)),
+        ("pipeinfer_cpp", hello.package, package),
+        ("llama-cpp-python", hello.llama.partition("+")[0], llama.partition("+")[0]),
+    ]
+    for what, theirs, ours in pairs:
+        if theirs != ours:
+            return f"{what} {theirs} there, {ours} here: install the same version on both machines"
+    return None

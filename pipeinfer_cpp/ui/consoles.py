@@ -16,6 +16,10 @@ _ESCAPED = {c: f"\\x{c:02x}" for c in _UNSAFE}
 
 
 _ENDLESS = 10_000
+_open_line: list[Wrapper] = []
+"""What writes the text on the terminal."""
+_told: set[str] = set()
+"""What was said while a text was written."""
 
 
 def out() -> Console:
@@ -31,14 +35,23 @@ def err() -> Console:
 
 def notice(text: str, style: str = "dim") -> None:
     """One line on stderr, behind what stdout has so far."""
-    sys.stdout.flush()
     console, text = err(), escaped(text)
+    if console.is_terminal and _open_line and _open_line[-1].column:
+        _open_line[-1]("\n")  # within a line of text
+    sys.stdout.flush()
     with contextlib.suppress(OSError):  # a full disk behind stderr costs the line, not the text
         console.print(Text(filled(text, console.width) if console.is_terminal else text, style=style), soft_wrap=True)
 
 
+def tell(text: str) -> None:
+    """Something that the user should see at once, from any thread. It is no warning at the end any more."""
+    _told.add(text)
+    notice(text, "yellow")
+
+
 def warn(text: str) -> None:
-    notice(f"Note: {text}", "yellow")
+    if text not in _told:
+        notice(f"Note: {text}", "yellow")
 
 
 def complain(text: str) -> None:
@@ -77,4 +90,5 @@ def writer() -> Callable[..., None]:
     if not sys.stdout.isatty():
         return write
     wrapper = Wrapper(write)
+    _open_line[:] = [wrapper]
     return lambda text, paint=str: wrapper(printable(text), paint)

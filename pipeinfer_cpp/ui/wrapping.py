@@ -36,7 +36,8 @@ class Wrapper:
 
     def __init__(self, write: Write, width: Callable[[], int] | None = None) -> None:
         self._write, self._width = write, width or columns
-        self._column = 0
+        self.column = 0
+        """Where the next character goes."""
         self._word: list[tuple[str, Paint]] = []
         """The word that is being written, in pieces, and the column it began in."""
         self._began = 0
@@ -54,12 +55,12 @@ class Wrapper:
 
     def _begin(self, column: int) -> None:
         """A new word begins there."""
-        self._column = self._began = column
+        self.column = self._began = column
         self._word = []
 
     def _space(self, part: str, paint: Paint) -> None:
         part = part.expandtabs(4)
-        end = self._column + cells(part)
+        end = self.column + cells(part)
         if end <= self._room:
             self._write(paint(part))
             self._begin(end)
@@ -73,25 +74,25 @@ class Wrapper:
 
     def _put(self, part: str, paint: Paint) -> None:
         if len(part) == 1 and cells(part) == 2:  # an East Asian character is a word of its own
-            self._begin(self._column)
+            self._begin(self.column)
         said = "".join(piece for piece, _ in self._word)
         end = self._began + cells(said + part)  # measured together: characters combine
         if end <= self._room:
             self._write(paint(part))
             self._word.append((part, paint))
-            self._column = end
+            self.column = end
         elif self._began and cells(said + part) <= self._room:
             back = f"\x1b[{cells(said)}D\x1b[K" if said else ""  # relative: terminals differ on emoji before it
             self._write(f"{back}\n" + "".join(colour(piece) for piece, colour in self._word) + paint(part))
             self._word.append((part, paint))
-            self._column, self._began = cells(said + part), 0
+            self.column, self._began = cells(said + part), 0
         else:
             self._run_over(part, paint)
 
     def _run_over(self, part: str, paint: Paint) -> None:
         """A word longer than a line is the terminal's to break, so that it can be copied in one piece."""
         self._write(paint(part))
-        width, column = self._width(), self._column
+        width, column = self._width(), self.column
         for character in part:
             n = cells(character)
             column = column + n if column + n <= width else n

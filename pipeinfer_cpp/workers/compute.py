@@ -57,10 +57,11 @@ class Compute:
         resolve: Resolve,
         post: Callable[[Message], None],
         runs: Server[ToWorker] | None,
+        known: dict[bytes, str],
     ) -> None:
-        self._runs = runs
-        self._known: set[bytes] = set()
-        self._back: bytes | None = None
+        """`runs`: the socket where runs come, and `known` who said hello there in this session, with its role: one that
+        is quick says it to the thread of the epoch before."""
+        self._runs, self._known = runs, known
         self.inbox: queue.SimpleQueue[tuple[RunHeader, memoryview | None] | None] = queue.SimpleQueue()
         self._network, self._load, self._session = network, load, session
         self._resolve, self._post = resolve, post
@@ -90,16 +91,17 @@ class Compute:
         try:
             self._set_up()
             while (item := self._next_run()) is not None and not self._stopping:
-                self._execute(*item)
+                if item[0].epoch == self._load.epoch:
+                    self._execute(*item)
         except _Stopped:
             pass
         except UserError as error:
-            self._post(Failed(str(error), user=True))
+            self._post(Failed(str(error), user=True, epoch=self._load.epoch))
         except PipeInferError as error:
-            self._post(Failed(str(error)))
+            self._post(Failed(str(error), epoch=self._load.epoch))
         except Exception as error:  # whatever it is, the coordinator must hear of it
             traceback.print_exc()
-            self._post(Failed(f"{type(error).__name__}: {error}"))
+            self._post(Failed(f"{type(error).__name__}: {error}", epoch=self._load.epoch))
         finally:
             if self._runner is not None:
                 self._runner.close()
@@ -123,7 +125,7 @@ class Compute:
             if self._runs is None:
                 self._meet_following(self._following)
             self._heard = self._looked = clock()
-        self._post(self._runner.loaded)
+        self._post(replace(self._runner.loaded, epoch=load.epoch))
 
     def _meet_following(self, link: Link[ToCoordinator]) -> None:
         """Wait until the next stage says that it hears this one: its address must hold on this machine too."""
@@ -152,9 +154,8 @@ class Compute:
                 case RunHeader() if peer in self._known:
                     return message, payload
                 case Hello(role=role, session=session) if session == self._session:
-                    self._known.add(peer)
+                    self._known[peer] = role
                     if role == "runs":
-                        self._back = peer
                         self._runs.send(peer, Pong(0.0, clock()))  # it is us whom it reaches
         return None
 
@@ -184,7 +185,7 @@ class Compute:
         result = self._runner.execute(run, payload, due)
         sent = self._pass_on(run, result)
         index = self._load.index
-        self._post(Passed(index, run.id, result.outcome, result.began, result.ended, sent))
+        self._post(Passed(index, run.id, result.outcome, result.began, result.ended, sent, run.epoch))
 
     def _pass_on(self, run: RunHeader, result: Computed) -> int:
         """The run to the next stage, or its draws to the coordinator. Returns the bytes of it."""
@@ -195,9 +196,11 @@ class Compute:
             name = f"stage-{self._load.index}"
             memory, held = {**memory, name: resident_mb()}, {**held, name: self._runner.held()}
         if self._following is None:
-            back = RunBack(run.id, dead, result.draws, memory, held, clock(), result.lost, result.tops)
-            if self._runs is not None and self._back is not None:
-                self._runs.send(self._back, back)
+            told = result.lost, result.tops, run.epoch
+            back = RunBack(run.id, dead, result.draws, memory, held, clock(), *told)
+            coordinator = next((peer for peer, role in self._known.items() if role == "runs"), None)
+            if self._runs is not None and coordinator is not None:
+                self._runs.send(coordinator, back)
             else:
                 self._post(back)
             return 16 + 12 * len(result.draws)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from pipeinfer_cpp.net.handshake import objection
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
     Bye,
@@ -27,6 +26,7 @@ from pipeinfer_cpp.net.messages import (
     RunHeader,
     ToWorker,
     Welcome,
+    objection,
 )
 from pipeinfer_cpp.net.sockets import Network, Selector, Server, Wakeup, clock
 from pipeinfer_cpp.net.transit import Arrivals
@@ -71,6 +71,8 @@ class Stage:
         self._told = 0.0
         """When the coordinator was told that something large is coming in."""
         self._compute: Compute | None = None
+        self._known: dict[bytes, str] = {}
+        """Who said hello on the second socket in this session, with its role."""
         self._cancels: Arrivals[tuple[int, ...]] | None = None
         """On an emulated link: cancellations that are still under way."""
 
@@ -162,7 +164,9 @@ class Stage:
                 self._patience = message.patience
                 self._cancels = Arrivals([message.link]) if message.link is not None else None
                 load = self._with_threads(message)
-                self._compute = Compute(self._network, load, self._session, self._resolve, self._post, self._runs)
+                self._compute = Compute(
+                    self._network, load, self._session, self._resolve, self._post, self._runs, self._known
+                )
             case Bye() if peer == self._coordinator:
                 self._say("the coordinator has left")
                 self._end()
@@ -217,6 +221,7 @@ class Stage:
         self._coordinator = self._previous = None
         self._session, self._silent, self._patience = "", False, 10.0
         self._stop_computing()
+        self._known.clear()
 
     def _stop_computing(self) -> None:
         if self._compute is not None:
