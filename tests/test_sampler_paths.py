@@ -168,8 +168,7 @@ def test_what_was_looked_ahead_at_is_not_found_out_again(monkeypatch: pytest.Mon
     sampling = Sampling(temp=0.8, regex=r"ab*\.")  # a greedy draw asks for few tokens, which is as quick
     paths.begin(sampling, PROMPT)
     paths.look_ahead([(0, -1, 9), (1, 0, a), (2, 1, b)])
-    assert paths._helps is not None
-    paths._helps.result()
+    paths.looked_ahead()
     monkeypatch.setattr("pipeinfer_cpp.llama.guide._Points._go", lambda *_: pytest.fail("it was computed again"))
     drawn = [paths.draw(n, n - 1, t, 4 + n, logits_at((a, b)[:n])) for n, t in enumerate((9, a, b))]
     monkeypatch.undo()

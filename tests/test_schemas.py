@@ -8,8 +8,10 @@ import enum
 import json
 import math
 import re
+import threading
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -364,6 +366,28 @@ def test_a_draw_near_the_end_of_a_bounded_string_takes_no_mask(
         logits[long] += 30  # forbidden
         logits[tokens_of(" so")] += 20
         assert ours.sample(logits, 9).token == tokens_of(" so")[0]
+
+
+def test_a_draw_waits_for_one_mask_at_most_of_those_that_are_made_ahead() -> None:
+    text = guided_text(Sampling(json_schema={"type": "string", "maxLength": 24}))
+    assert text is not None
+    pieces, few = wide_vocabulary(), np.array(tokens_of(" so"))
+    for _ in range(8):
+        guide = Guide(pieces, text)
+        assert all(guide.accept(t) for t in tokens_of('"It was the'))
+        ways = [guide.clone() for _ in range(60)]
+        for there, token in zip(ways, guide.all_allowed()[50:], strict=False):
+            assert there.accept(int(token))
+        masks = partial(len, guide._points._masks)
+        helper = threading.Thread(target=lambda ways=ways[:50]: [there.prepare() for there in ways])
+        made = []
+        helper.start()
+        for there in ways[50:]:
+            before = masks()
+            there.allowed(few)
+            made.append(masks() - before)
+        helper.join()
+        assert max(made) <= 2
 
 
 DRAWN_FORMS: list[tuple[dict[str, Any], str]] = [

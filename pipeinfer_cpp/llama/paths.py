@@ -70,6 +70,11 @@ class PathSamplers:
         root = self._root
         self._help(lambda: _look_ahead(guide, root, ways, tuple(rows)))
 
+    def looked_ahead(self) -> None:
+        """Wait until all that was looked ahead at is found out."""
+        if self._helps is not None:
+            self._helps.result()
+
     def draw(self, node: int, parent: int, token: int, pos: int, logits: NDArray[np.float32]) -> Draw | None:
         """What follows `node`, which carries `token` at position `pos` below `parent` (ignored for node 0).
 
@@ -120,9 +125,8 @@ class PathSamplers:
 
     def close(self) -> None:
         """End the turn and free its samplers. What is being found out is waited for."""
-        if self._helps is not None:
-            self._helps.result()
-            self._helps = None
+        self.looked_ahead()
+        self._helps = None
         for sampler in (self._base, *self._tips.values()):
             if sampler is not None:
                 sampler.close()
