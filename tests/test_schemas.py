@@ -74,6 +74,7 @@ REFUSED: dict[str, str] = {
     '{"type": "quaternion"}': "quaternion",
     '{"$ref": "https://example.com/x"}': "example.com",
     '{"$ref": "#/nowhere"}': "nowhere",
+    '{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#"}}}': "leads back to itself",
     '{"type": "string", "pattern": "^(?=a)$"}': "look-around",
     '{"type": "array", "uniqueItems": true}': "leave it out (in Pydantic: a list, not a set)",
     '{"not": {"type": "string"}}': '"not" cannot be kept',
