@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -174,6 +176,32 @@ def test_what_was_looked_ahead_at_is_not_found_out_again(monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert drawn == [plain(sampling, (a, b)[:n]) for n in range(3)]
     paths.close()
+
+
+def test_what_a_dead_run_wanted_is_left() -> None:
+    """Its masks would stand before those of the next run, and before the end of the turn."""
+    vocab, n_vocab, pieces = demo_vocab()
+    paths = PathSamplers(vocab, n_vocab)
+    paths.pieces = pieces
+    a = tokens_of("a")[0]
+    paths.begin(Sampling(temp=0.8, regex=r"a*[a-z]{3,900}\."), PROMPT)
+    paths.looked_ahead()
+    guide = paths._base.guide() if paths._base is not None else None
+    assert guide is not None
+    masks = guide._points._masks
+    with guide._points._moving:  # the helper waits here
+        paths.look_ahead([(n, n - 1, a) for n in range(1, 40)])
+        paths.look_ahead([(1, 0, a), (2, 1, a)])
+    paths.looked_ahead()
+    assert 3 <= len(masks) <= 4  # at the beginning, of the dead run at most one, and those of the run that lives
+    with guide._points._moving:
+        paths.look_ahead([(n, n - 1, a) for n in range(3, 40)])
+        closing = threading.Thread(target=paths.close)
+        closing.start()
+        while paths._ahead is not None:
+            time.sleep(0.001)
+    closing.join()
+    assert len(masks) <= 5
 
 
 def test_a_final_node_that_has_not_come_yet_is_awaited() -> None:

@@ -78,8 +78,8 @@ def _checked(text: str, kind: str) -> str:
         raise UserError(f"invalid JSON schema: {unknown[1]} cannot be kept while a text is written; leave it out.")
     if lost := re.match(r"Resource '(.*?)' is not present in a registry", messages[0]):
         raise UserError(
-            f'invalid JSON schema: what "$ref" names, {lost[1]}, is not in the schema; put it under "$defs" and name it '
-            '"#/$defs/...".'
+            f'invalid JSON schema: what "$ref" names, {lost[1]}, is not in the schema; put it under "$defs" '
+            'and name it "#/$defs/...".'
         )
     if messages[0].startswith("oneOf constraints are not supported"):
         raise UserError(
@@ -136,7 +136,8 @@ def _parts(schema: Any) -> Iterator[dict[str, Any]]:
 
 def _follow(part: dict[str, Any], schema: Any) -> None:
     """Refuse a reference that only leads round. `schema`: what "#" means."""
-    first, seen, here = part.get("$ref"), set(), part
+    first, seen = part.get("$ref"), set()
+    here: Any = part
     while isinstance(here, dict) and isinstance(name := here.get("$ref"), str) and re.match("#(/|$)", name):
         if here.keys() - _SILENT:
             return
