@@ -54,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     template.write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "<|im_start|>assistant\n"
-        "{% if enable_thinking %}<think>\n{% endif %}{# <think></think> #}"
+        "{% if enable_thinking %}<think>\n{% endif %}{# <think></think> #}{% if budget %}{{ budget + 1 }}{% endif %}"
     )
     options = "--slots", "2", "--ctx-size", "1024", "--chat-template", str(template), "--ping", "0.02"
     with served(*options, log=folder / "log") as address:
@@ -171,6 +171,24 @@ def test_forms_and_calls_that_must_come_are_not_thoughts(client: Any) -> None:
     jsonschema.validate(json.loads(message.content), WORD)
     (call,) = chat(client, tool_choice="required", extra_body=told).choices[0].message.tool_calls
     checked(call.function.name, call.function.arguments)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"budget": "much"}, 'does not work with budget = "much": leave out or change'),
+        ({"self": 1}, "does not work with self = 1: leave out or change"),
+        ({"messages": []}, "chat_template_kwargs: 'messages' comes from the request itself; leave it out."),
+    ],
+)
+def test_what_the_template_cannot_be_told(server: str, told: dict[str, Any], words: str) -> None:
+    for stream in (False, True):
+        body = {"messages": QUESTION, "max_tokens": 4, "chat_template_kwargs": told, "stream": stream}
+        answer = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=30)
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert words in error["message"] and error["param"] == "chat_template_kwargs"
+        assert error["type"] == "invalid_request_error" and error["message"].count(".") == 1
 
 
 class Owner(pydantic.BaseModel):

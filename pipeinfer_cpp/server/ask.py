@@ -130,6 +130,10 @@ class Request(msgspec.Struct, kw_only=True):
                        param="response_format")  # fmt: skip
 
 
+_OWN = {"messages", "tools", "add_generation_prompt"}
+"""What a chat template is told by the server and no request."""
+
+
 class CompletionRequest(Request, kw_only=True):
     prompt: str | list[str | int | list[int]] = ""
     logprobs: int | None = None
@@ -154,7 +158,11 @@ class ChatRequest(Request, kw_only=True):
         effort: dict[str, Any] = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
         if self.reasoning_effort == "none":
             effort = {"enable_thinking": False, "thinking": False}
-        return {**effort, **(self.chat_template_kwargs or {})}
+        told = self.chat_template_kwargs or {}
+        if own := _OWN & told.keys():
+            raise ApiError(400, f"chat_template_kwargs: {min(own)!r} comes from the request itself; leave it out.",
+                           param="chat_template_kwargs")  # fmt: skip
+        return {**effort, **told}
 
     def offered(self) -> Tools | None:
         """The functions that may be called. Raises ApiError for those that cannot be."""

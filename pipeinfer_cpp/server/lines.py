@@ -103,7 +103,8 @@ class Lines:
             try:
                 generation = await asyncio.shield(starting)
             except (UserError, TypeError) as error:
-                raise ApiError(400, in_fields(error)) from None
+                form = "response_format" if str(error).startswith("invalid JSON schema") else None
+                raise ApiError(400, in_fields(error), param=form) from None
             except PipeInferError as error:
                 raise ApiError(503, str(error)) from None
             yield generation
