@@ -37,6 +37,8 @@ class Engine:
         self.slots = [Slot(i, settings, self._common) for i in range(settings.slots)]
         self._turn = 0
         """The slot whose chunk or guess leaves next, where several could."""
+        self._read = -math.inf
+        """When the last chunk of a prompt left."""
         self._now = 0.0
         self._woken: float | None = None
 
@@ -120,8 +122,10 @@ class Engine:
     def _pump(self) -> None:
         """Send what can leave now."""
         self._roots()
-        if not any(slot.waits for slot in self.slots):
+        waiting = [slot.waits_since for slot in self.slots if slot.waits]
+        if all(since > self._read for since in waiting):  # a root lets one chunk past, and no second one
             self._chunks()
+        if not waiting:
             self._guesses()
         # Where final tokens keep the stages busy, guesses leave with them only: more would be drafted for nothing.
         most = self.settings.max_rows // self._size() if self._crowded() else None
@@ -133,12 +137,14 @@ class Engine:
         wait here, for others to share a run with."""
         waiting = sorted((slot for slot in self.slots if slot.waits), key=lambda slot: slot.waits_since)
         while waiting:
-            if len(self.active) > 1 and (self._too_early() or self._queued()):
-                return
             together = self._together(waiting)
             if not together:
                 return
-            self._send(self._shared_out(together))
+            group = self._shared_out(together)
+            width = sum(len(nodes) for _, nodes in group)
+            if len(self.active) > 1 and width and (self._queued() or self._too_early(width)):
+                return
+            self._send(group)
             waiting = [slot for slot in waiting if slot not in together]  # without nodes it waits for its drafts
 
     def _together(self, waiting: Sequence[Slot]) -> list[Slot]:
@@ -200,6 +206,7 @@ class Engine:
             if self.pipe.chunks() >= self.pipe.n_stages + 2 or (others and self.pipe.chunks(0)):
                 return
             reading[0].send_chunk()
+            self._read = self._now
             self._turn = reading[0].number + 1
 
     def _guesses(self) -> None:
@@ -246,9 +253,9 @@ class Engine:
         at = self._turn % len(self.slots)
         return self.slots[at:] + self.slots[:at]
 
-    def _too_early(self) -> bool:
-        """A run that leaves now would only wait before the slowest stage."""
-        early = self.pipe.pace.early(self._now)
+    def _too_early(self, width: int) -> bool:
+        """A run of so many rows that leaves now would only wait before the slowest stage."""
+        early = self.pipe.pace.early(self._now, width)
         if early <= 1e-6:
             return False
         self._wake(self._now + max(early, 1e-4))

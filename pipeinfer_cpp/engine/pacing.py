@@ -207,10 +207,10 @@ class Pace:
             known = self._known[width] = slowest, bottleneck, through
         return known
 
-    def early(self, now: float) -> float:
-        """Seconds until a run of one row should leave (negative: it is late): a little before the slowest stage is
-        free, so that it waits there and not the stage."""
-        return self.wait(1, now) - max(0.001, 0.04 * self.bottleneck(1))
+    def early(self, now: float, width: int = 1) -> float:
+        """Seconds until a run of `width` rows should leave (negative: it is late): a little before the slowest stage
+        is free, so that it waits there and not the stage."""
+        return self.wait(width, now) - max(0.001, 0.04 * self.bottleneck(width))
 
     def wait(self, width: int, now: float) -> float:
         """Seconds that a run leaving now would wait before the slowest stage (negative: it is late)."""
