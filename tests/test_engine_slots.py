@@ -16,6 +16,7 @@ from test_engine_properties import Case, cases
 
 from pipeinfer_cpp.engine import CostCurve, EngineError, Settings
 from pipeinfer_cpp.engine import events as ev
+from pipeinfer_cpp.net.transit import LinkSpeed, Transit
 from pipeinfer_cpp.sim.cluster import VirtualCluster
 from pipeinfer_cpp.sim.worlds import independent
 
@@ -206,6 +207,21 @@ def test_the_last_stage_may_be_the_slowest(mode: str, last: float) -> None:
     speeds = {n: together(n, mode, last=last)[0] for n in (1, 2, 4, 8, 16)}
     assert all(later > sooner for sooner, later in pairwise(speeds.values())), speeds
     assert speeds[16] > 0.85 * together(16, mode)[0] / last
+
+
+@pytest.mark.parametrize("mode", ["off", "async"])
+def test_late_news_of_the_stages_cost_a_full_pipeline_nothing(mode: str) -> None:
+    """On a busy machine the coordinator hears late that a stage has passed a run on."""
+    speeds = []
+    for late_ms in (0.5, 20.0):
+        world = independent(2000, 0.7)
+        asked = Settings(mode, n_ctx=400, slots=16, max_rows=8, exact=True)
+        curves = [CostCurve.linear(0.02 * k, 0.006 * k) for k in (1.0, 1.0, 1.0, 1.05)]
+        cluster = VirtualCluster(world, curves, asked, draft_s=0.004, hop=0.0005)
+        cluster._news = [Transit(LinkSpeed(latency_ms=late_ms)) for _ in range(4)]
+        outcomes = cluster.generate_all([world.text[: 8 + i] for i in range(16)], 100)
+        speeds.append(1600 / max(o.times[-1] for o in outcomes))
+    assert speeds[1] > 0.97 * speeds[0], speeds
 
 
 @pytest.mark.parametrize("mode", ["off", "async"])

@@ -133,8 +133,8 @@ class Engine:
             slot.propose(self._now, most)
 
     def _roots(self) -> None:
-        """Final tokens leave at once where nobody else does; else those that would only wait before the slowest stage
-        wait here, for others to share a run with."""
+        """Final tokens leave at once, but for those that would only wait before the slowest stage: they wait here, for
+        drafts or others to share a run with."""
         waiting = sorted((slot for slot in self.slots if slot.waits), key=lambda slot: slot.waits_since)
         while waiting:
             together = self._together(waiting)
@@ -142,7 +142,7 @@ class Engine:
                 return
             group = self._shared_out(together)
             width = sum(len(nodes) for _, nodes in group)
-            if len(self.active) > 1 and width and (self._queued() or self._too_early(width)):
+            if len(self.active) > 1 and width and self._waits_here(width):
                 return
             self._send(group)
             waiting = [slot for slot in waiting if slot not in together]  # without nodes it waits for its drafts
@@ -183,6 +183,11 @@ class Engine:
         """So many runs are under way that a further one would only wait somewhere: better here, for others to share
         it with, as long as that makes rows cheaper."""
         return self._size() > 1 and sum(f.alive for f in self.pipe.in_flight.values()) >= self._in_pipe
+
+    def _waits_here(self, width: int) -> bool:
+        """It is better for a run of so many rows to leave later. In a full pipeline it never is but for others to
+        join it: what the news say of the stages is late on a busy machine, and an idle one is lost for all."""
+        return self._queued() or (not self._crowded() and self._too_early(width))
 
     def _size(self) -> int:
         """Slots that share a run: as many as there must be for all that decode to be in the pipeline at once, as long
