@@ -12,7 +12,7 @@ from pipeinfer_cpp.engine import CostCurve
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.net.messages import Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
-from pipeinfer_cpp.system.toml_file import read_toml
+from pipeinfer_cpp.system.formats import read_toml
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]

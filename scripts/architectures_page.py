@@ -19,9 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from popular_shapes import POPULAR, header
 
 from pipeinfer_cpp.gguf import SUPPORTED, even_split, fit_split, needs_checkpoints, text_of
-from pipeinfer_cpp.gguf.architectures import TABLE, Architecture
+from pipeinfer_cpp.gguf.architectures import NOT_RUN, REASONS, TABLE, Architecture
 from pipeinfer_cpp.gguf.cuts import CONDITIONS
-from pipeinfer_cpp.gguf.refusals import NOT_RUN, REASONS
 
 HEAD = """# Models that can be cut
 

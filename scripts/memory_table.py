@@ -17,7 +17,7 @@ from rich.table import Table
 
 from pipeinfer_cpp import Pipeline, Sampling
 from pipeinfer_cpp.gguf.needs import Needs
-from pipeinfer_cpp.models.sizes import size_text
+from pipeinfer_cpp.models.files import size_text
 
 COLUMNS = ("weights", "KV cache", "compute", "checkpoints", "program", "said", "measured", "difference")
 

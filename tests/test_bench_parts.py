@@ -23,7 +23,7 @@ from pipeinfer_cpp.lab.recording import Recording
 from pipeinfer_cpp.lab.suites import SUITES, suite
 from pipeinfer_cpp.lab.sweep import Cell, Done, Notebook, parse_link, parse_sweep, read_cells
 from pipeinfer_cpp.options import Options
-from pipeinfer_cpp.system.json_file import read_records, write_records
+from pipeinfer_cpp.system.formats import read_records, write_records
 from pipeinfer_cpp.ui.measurements import grid_table
 
 

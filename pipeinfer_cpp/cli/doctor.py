@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeinfer_cpp.cli.streams import write_json
+from pipeinfer_cpp.health.finding import FAILED, OK, Check, Finding, run
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+MARKS = {OK: ("ok     ", "green"), FAILED: ("FAILED ", "bold red")}
+
+
+def finding_line(finding: Finding) -> Text:
+    """Mark, name, text; what to do on a line of its own."""
+    from rich.text import Text
+
+    word, style = MARKS.get(finding.mark, ("warning", "yellow"))
+    line = Text.assemble((word + "  ", style), (f"{finding.name:20}", "bold"), finding.text)
+    if finding.advice:
+        line.append(f"\n{'':29}{finding.advice}", style)
+    return line
 
 
 def doctor(
@@ -18,9 +35,7 @@ def doctor(
     Ends with 1 when something failed.
     """
     from pipeinfer_cpp.health import installed, selfcheck, surroundings
-    from pipeinfer_cpp.health.finding import FAILED, Check, Finding, run
     from pipeinfer_cpp.ui.consoles import out
-    from pipeinfer_cpp.ui.findings import finding_line
 
     checks: list[tuple[str, Check]] = [
         ("packages", installed.packages),

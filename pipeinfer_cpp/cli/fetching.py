@@ -32,8 +32,7 @@ def fetch(missing: list[ModelFile]) -> None:
 
 def here(given: str | Path) -> Path:
     """A path as it is; of a model's name on Hugging Face the file, fetched now if it must be."""
-    from pipeinfer_cpp.models.find import model_path
-    from pipeinfer_cpp.models.hub import find, is_hub_name
+    from pipeinfer_cpp.models.hub import find, is_hub_name, model_path
 
     if is_hub_name(given):
         model = find(str(given))
@@ -60,7 +59,7 @@ def with_draft(options: Options, *, ask: bool) -> tuple[Options, str | None]:
     from pipeinfer_cpp.gguf import Source
     from pipeinfer_cpp.models import load_registry
     from pipeinfer_cpp.models.drafts import find_draft
-    from pipeinfer_cpp.models.sizes import size_text
+    from pipeinfer_cpp.models.files import size_text
 
     draft = find_draft(Source.open(options.target), load_registry(Path(options.models) if options.models else None))
     if draft is None:

@@ -163,8 +163,8 @@ def remove(
 ) -> None:
     """Remove what was fetched of a model or a pair. A draft that another pair here uses stays."""
     from pipeinfer_cpp.models import load_registry
+    from pipeinfer_cpp.models.files import size_text
     from pipeinfer_cpp.models.removing import needed_by, remove
-    from pipeinfer_cpp.models.sizes import size_text
 
     registry = load_registry(models)
     own = [model for model in _named(name, models, fetched=True) if model.path is None]
@@ -227,7 +227,7 @@ def _is_file(what: str) -> bool:
 def _file_of(what: str, models: Path | None) -> Path:
     """The file of that path or name on Hugging Face, or the target of that pair."""
     from pipeinfer_cpp.models import load_registry
-    from pipeinfer_cpp.models.find import model_path
+    from pipeinfer_cpp.models.hub import model_path
 
     if _is_file(what):
         return model_path(what).expanduser()

@@ -19,7 +19,7 @@ def prune(
 ) -> None:
     """Remove slices from the cache: those of models that are gone, of other versions, or unused for long."""
     from pipeinfer_cpp.gguf.kept import kept_slices
-    from pipeinfer_cpp.models.sizes import size_text
+    from pipeinfer_cpp.models.files import size_text
     from pipeinfer_cpp.ui.consoles import out
     from pipeinfer_cpp.ui.model_lists import slices_table
 

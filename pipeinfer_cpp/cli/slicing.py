@@ -36,7 +36,7 @@ def cut(
     from pipeinfer_cpp.gguf import Source, cached_slices, slice_plan
     from pipeinfer_cpp.proof.prove import prove
     from pipeinfer_cpp.ui.consoles import out, warn
-    from pipeinfer_cpp.ui.plans import plan_table
+    from pipeinfer_cpp.ui.model_tables import plan_table
     from pipeinfer_cpp.ui.progress import transfer
 
     source = Source.open(file)

@@ -72,7 +72,7 @@ def verify(
         write_json(results)
         return
     from pipeinfer_cpp.ui.consoles import out
-    from pipeinfer_cpp.ui.fidelity import fidelity_table
+    from pipeinfer_cpp.ui.measurements import fidelity_table
 
     out().print(fidelity_table(results))
     floor, *others = results

@@ -26,7 +26,7 @@ def trained_ctx(target: Source) -> int:
 
 def chosen_models(options: Options) -> tuple[Pair | None, Path, Path | None]:
     """The pair's entry where one was named, and the files of target and draft (none for mode "off")."""
-    from pipeinfer_cpp.models.find import model_path
+    from pipeinfer_cpp.models.hub import model_path
 
     drafting = options.mode != "off"
     if options.target is not None:

@@ -9,7 +9,7 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import fit_split
 from pipeinfer_cpp.gguf.needs import Model, Needs, Room
 from pipeinfer_cpp.gguf.splits import LayerRange, split_by_shares
-from pipeinfer_cpp.models.sizes import size_text
+from pipeinfer_cpp.models.files import size_text
 from pipeinfer_cpp.system.memory import Memory
 
 KV_UNASKED = 1 << 30

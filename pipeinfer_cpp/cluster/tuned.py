@@ -11,7 +11,7 @@ import msgspec
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.models.registry import Speculation, user_toml
 from pipeinfer_cpp.options import Options
-from pipeinfer_cpp.system.json_file import read_records, write_records
+from pipeinfer_cpp.system.formats import read_records, write_records
 from pipeinfer_cpp.system.machine import cores
 from pipeinfer_cpp.system.versions import cpu_name
 

@@ -8,9 +8,8 @@ from functools import cached_property
 from itertools import pairwise
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.gguf.architectures import rules_for
+from pipeinfer_cpp.gguf.architectures import rules_for, why_not_cut
 from pipeinfer_cpp.gguf.layers import SWA_WINDOW, Layers
-from pipeinfer_cpp.gguf.refusals import why_not_cut
 from pipeinfer_cpp.gguf.source import Source
 from pipeinfer_cpp.gguf.splits import LayerRange
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.sim.worlds import Guess, Replay
-from pipeinfer_cpp.system.json_file import read_records, write_records
+from pipeinfer_cpp.system.formats import read_records, write_records
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.llama.context import SliceContext

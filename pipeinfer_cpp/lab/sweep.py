@@ -15,7 +15,7 @@ from pipeinfer_cpp.lab.bench import Comparison
 from pipeinfer_cpp.lab.receipt import digest
 from pipeinfer_cpp.net.messages import WIRES
 from pipeinfer_cpp.net.transit import LinkSpeed
-from pipeinfer_cpp.system.json_file import read_records, write_records
+from pipeinfer_cpp.system.formats import read_records, write_records
 
 KEYS = ("stages", "draft", "wire", "link", "branches", "threads", "cluster")
 

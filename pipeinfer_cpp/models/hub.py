@@ -11,8 +11,7 @@ from pathlib import Path
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.models.download import asking
-from pipeinfer_cpp.models.files import ModelFile
-from pipeinfer_cpp.models.sizes import size_text
+from pipeinfer_cpp.models.files import ModelFile, size_text
 
 _NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<which>[\w./-]+))?")
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
@@ -183,3 +182,15 @@ def name_of(model: ModelFile) -> str:
     except UserError:
         short = None
     return f"{model.repo}:{kind}" if short is not None and short.file == model.file else f"{model.repo}:{model.file}"
+
+
+def model_path(given: str | Path) -> Path:
+    """The path itself, or the (first) file of a name on Hugging Face that was fetched earlier. Raises UserError
+    for one that was not."""
+    if not is_hub_name(given):
+        return Path(given)
+    model = here(str(given))
+    path = model.local() if model is not None else None
+    if path is None:
+        raise UserError(f"{given} is not on this machine: `pipeinfer models pull {given}` gets it.")
+    return path

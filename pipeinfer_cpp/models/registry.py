@@ -13,7 +13,7 @@ import msgspec
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.models.files import ModelFile
-from pipeinfer_cpp.system.toml_file import read_toml
+from pipeinfer_cpp.system.formats import read_toml
 
 HERE = Path(__file__).resolve().parent
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from pipeinfer_cpp.lab.fidelity import Fidelity
 from pipeinfer_cpp.lab.limits import Limits
 from pipeinfer_cpp.lab.measurement import Measurement
 
@@ -89,3 +90,20 @@ def _text(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def fidelity_table(results: Sequence[Fidelity]) -> Table:
+    """One row a codec; the first is what a change in the last bits does by itself."""
+    first = results[0]
+    table = Table(title=f"{first.positions} positions, {first.links} link{'s' if first.links != 1 else ''}")
+    table.add_column("codec")
+    for name in ("bytes a row", "greedy tokens changed per 1,000", "KL mean (nats)", "KL 99%"):
+        table.add_column(name, justify="right")
+    for r in results:
+        if r.refused is not None:
+            table.add_row(r.wire, str(r.bytes_per_row), "refused", "-", "-")
+            continue
+        figures = (f"{r.changed_per_1000:.1f}", f"{r.kl_mean:.2e}", f"{r.kl_p99:.2e}")
+        table.add_row(r.wire, str(r.bytes_per_row), *figures)
+    table.caption = f"largest hidden state {first.max_hidden:.0f}"
+    return table

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pipeinfer_cpp.cluster.fit import Fit
 from pipeinfer_cpp.gguf.needs import Needs
-from pipeinfer_cpp.models.sizes import size_text
+from pipeinfer_cpp.models.files import size_text
 
 _PARTS = (
     ("weights", "weights"),

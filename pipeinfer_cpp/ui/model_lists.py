@@ -11,8 +11,8 @@ from rich.text import Text
 
 from pipeinfer_cpp.gguf.kept import KeptSlice
 from pipeinfer_cpp.models import ModelFile, Pair, Registry
+from pipeinfer_cpp.models.files import size_text
 from pipeinfer_cpp.models.hub import name_of
-from pipeinfer_cpp.models.sizes import size_text
 from pipeinfer_cpp.system.memory import Memory, memory
 from pipeinfer_cpp.ui.consoles import shown
 

@@ -20,7 +20,6 @@ from pipeinfer_cpp.llama.checkpoints import Checkpoints
 from pipeinfer_cpp.llama.context import Aborted, SliceContext
 from pipeinfer_cpp.llama.library import has_gpu
 from pipeinfer_cpp.llama.sampler import Sampler, draft_sampler
-from pipeinfer_cpp.net.handshake import objection
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
     Bye,
@@ -40,6 +39,7 @@ from pipeinfer_cpp.net.messages import (
     Refuse,
     ToWorker,
     Welcome,
+    objection,
 )
 from pipeinfer_cpp.net.sockets import Network, Selector, Server, Wakeup, clock
 from pipeinfer_cpp.system.machine import cores

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from pipeinfer_cpp.net.handshake import objection
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
     Bye,
@@ -27,6 +26,7 @@ from pipeinfer_cpp.net.messages import (
     RunHeader,
     ToWorker,
     Welcome,
+    objection,
 )
 from pipeinfer_cpp.net.sockets import Network, Selector, Server, Wakeup, clock
 from pipeinfer_cpp.net.transit import Arrivals

@@ -1,15 +1,32 @@
-"""Lists of typed records in JSON files that users see: benchmarks, recordings, what `tune` found."""
+"""Files that users write and see: TOML, and lists of typed records in JSON."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.system.files import appearing
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Its content. Raises UserError for a file that cannot be read or is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}.") from None
+
 
 T = TypeVar("T")
 
