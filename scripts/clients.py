@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -44,7 +43,7 @@ def running(command: Sequence[str]) -> Iterator[str]:
 
 
 def end(server: subprocess.Popen[str]) -> None:
-    server.send_signal(signal.SIGINT)
+    server.terminate()
     try:
         server.wait(30)
     except subprocess.TimeoutExpired:
@@ -184,10 +183,10 @@ def main() -> None:
             print(f"generate alone: {speed:7.2f} tokens/s of {asked} questions", flush=True)
         if asked == len(PROMPTS) and 1 in speeds["async"]:
             print(f"one client by generate alone: {speeds['async'][1] / speed:.3f}")
-    for mode, found in speeds.items():
+    for mode, found in ((mode, found) for mode, found in speeds.items() if found):
         falls = [n for before, n in zip(found, list(found)[1:], strict=False) if found[n] < found[before]]
         verdict = f"falls at {', '.join(map(str, falls))} clients" if falls else "never falls"
-        print(f"{mode}: {verdict} ({', '.join(map(str, found)) or 'nothing'} measured)")
+        print(f"{mode}: {verdict} ({', '.join(map(str, found))} measured)")
 
 
 if __name__ == "__main__":
