@@ -158,7 +158,7 @@ def take_turns(chaos: Chaos, rng: random.Random, n: int, turns: int, lose: float
             check(chaos, slot)
             running.pop(slot).tokens = list(engine.slots[slot].cache.tokens)
     at_rest(chaos)
-    kept = engine._common.stash._kept
+    kept = engine.kept
     assert sum(kept.values()) <= engine.settings.stash
     for stage in chaos.stages:
         late = {op.src for op in engine.pipe.ops if op.kind == "drop"}

@@ -55,6 +55,11 @@ class Engine:
         self.pipe.ops += self._common.stash.drop(stashed)
 
     @property
+    def kept(self) -> dict[int, int]:
+        """Positions of conversations that the stages keep without a slot, by number."""
+        return dict(self._common.stash.kept)
+
+    @property
     def idle(self) -> bool:
         return all(slot.phase == IDLE for slot in self.slots)
 

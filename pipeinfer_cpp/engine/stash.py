@@ -11,7 +11,7 @@ class Stash:
 
     def __init__(self, budget: int, longest: int) -> None:
         self._budget, self._longest = budget, min(longest, budget)
-        self._kept: dict[int, int] = {}
+        self.kept: dict[int, int] = {}
         """Number -> positions, the oldest first."""
         self._next = 1
 
@@ -21,21 +21,21 @@ class Stash:
         if not 0 < n <= self._longest:
             return 0, []
         ops: list[Op] = []
-        while sum(self._kept.values()) + n > self._budget:
-            ops += self.drop(next(iter(self._kept)))
+        while sum(self.kept.values()) + n > self._budget:
+            ops += self.drop(next(iter(self.kept)))
         number = self._next
         self._next += 1
-        self._kept[number] = n
+        self.kept[number] = n
         return number, [*ops, stash(seq, number, n)]
 
     def take(self, number: int) -> int:
         """It goes back to a cache. Returns its positions: 0 where it is not kept any more."""
-        return self._kept.pop(number, 0)
+        return self.kept.pop(number, 0)
 
     def drop(self, number: int) -> list[Op]:
         """Nobody needs it."""
-        return [drop(number)] if self._kept.pop(number, 0) else []
+        return [drop(number)] if self.kept.pop(number, 0) else []
 
     def lost(self) -> None:
         """The stages keep nothing any more."""
-        self._kept.clear()
+        self.kept.clear()
