@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from itertools import islice
 from pathlib import Path
 
@@ -52,6 +54,29 @@ def test_one_text_in_every_mode_and_split(name: str, tmp_path: Path) -> None:
                 assert pipeline.driver.held == {f"stage-{i}": (tip, -1) for i in range(stages)}
     assert all(text == texts[0] for text in texts), texts
     assert texts[0][0] != texts[0][3] and cancelled
+
+
+@pytest.mark.parametrize("name", ["qwen35", "lfm2"])
+def test_a_stage_that_is_killed_loses_no_state(name: str, tmp_path: Path) -> None:
+    target = speaking(tmp_path / "target.gguf", name)
+    draft = speaking(tmp_path / "draft.gguf", name, GGMLQuantizationType.F32)
+    with Pipeline.local(target=target, draft=draft, stages=2, ctx=512, **SLOW) as pipeline:
+
+        def turns(kill: bool) -> list[list[tuple[int, float]]]:
+            pipeline.forget()
+            tokens, said = pipeline.vocabulary.tokenize(PROMPT, begin=True), []
+            for n in (12, 40, 12):
+                answer = []
+                for token in pipeline.generate(tokens, max_tokens=n, sampling=Sampling(seed=3), goes_on=True):
+                    answer.append((token.id, token.logprob))
+                    if kill and len(answer) == 10:
+                        os.kill(pipeline.processes[n % 3].pid, signal.SIGKILL)
+                said.append(answer)
+                tokens += [token for token, _ in answer if token >= 0]
+                tokens += pipeline.vocabulary.tokenize(" And", begin=False)
+            return said
+
+        assert turns(kill=True) == turns(kill=False)
 
 
 def test_a_hybrid_draft_of_a_target_that_is_none(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -188,6 +190,37 @@ def test_what_begins_alike_is_read_once(pipeline: Pipeline, alone: list[Result])
         line.close()
     # a's first prompt may stand in any slot; nobody had it before, and b reads it anew
     assert rows[1] <= rows[0] - 64 and abs(rows[2] - rows[0]) < 64
+
+
+def test_a_stage_that_is_killed_disturbs_nobody(pipeline: Pipeline) -> None:
+    """All conversations go on, each bit for bit: under way, at rest, or in no slot."""
+
+    def turn(line: Line, tokens: list[int], i: int, n: int) -> Generation:
+        tokens += pipeline.vocabulary.tokenize(PROMPTS[i][:60], begin=not tokens)
+        return line.generate(tokens, max_tokens=n, sampling=sampling(i), goes_on=True)
+
+    def talk(kill: bool) -> list[list[tuple[int, float]]]:
+        lines = [(pipeline.conversation(), list[int]()) for _ in range(4)]
+        said: list[list[tuple[int, float]]] = [[] for _ in lines]
+        for n in (8, 24, 8):
+            for some in ((0, 1, 2), (3,)):  # the last one takes a slot from another
+                under_way = [(i, turn(*lines[i], i, n)) for i in some]
+                first = iter(under_way[0][1])
+                token = next(first)
+                said[some[0]].append((token.id, token.logprob))
+                if kill and n == 24:
+                    os.kill(pipeline.processes[0].pid, signal.SIGKILL)
+                for i, generation in under_way:
+                    for token in first if i == some[0] else generation:
+                        if token.id >= 0:
+                            said[i].append((token.id, token.logprob))
+                    assert generation.result is not None
+                    lines[i][1].extend(generation.result.token_ids)
+        for line, _ in lines:
+            line.close()
+        return said
+
+    assert talk(kill=True) == talk(kill=False)
 
 
 def test_side_branches(alone: list[Result]) -> None:

@@ -247,8 +247,8 @@ class Driver:
                 if self._unwanted():
                     raise death from None
                 death = another
-            except UserError:  # nobody answers at its address
-                raise death from None
+            except PipeInferError as why:
+                raise WorkerDied(f"{death} {why}") from None
             else:
                 break
         self._arrivals = Arrivals(self._links[1:])
