@@ -116,8 +116,8 @@ def next_turn(pipeline: Pipeline, line: Line, i: int, said: Said) -> int:
 def test_evicted_conversations_come_back_bit_for_bit(
     budget: int | None, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five of them over two slots, by computing their cells again and with cells that the stages kept: log-probabilities
-    are those of conversations that stayed."""
+    """Five of them over two slots, by computing their cells again and with cells that the stages kept:
+    log-probabilities are those of conversations that stayed."""
     if budget is not None:
         monkeypatch.setattr(Fit, "stash", lambda _fit, _n_ctx: budget)
     with local(slots=2, stages=2, ctx=512, mode="off", draft=None) as p:

@@ -14,8 +14,8 @@ class Op(NamedTuple):
     `rm` removes positions [p0, p1) of `seq`; `cp` gives `seq` the cells of `src` there. p1 = -1 is
     "to the end". Where no part of a sequence can be removed (see `checkpoints`): `snapshot` keeps its state, which
     stands before position p0, as state number `src`; `restore` takes it from there and removes all cells from p0 on.
-    Where it can (see `stash`): `stash` moves all of `seq`, its first p0 positions, out of the cache, to be kept as number
-    `src`; `unstash` moves it from there into the empty `seq`; `drop` gives number `src` up.
+    Where it can (see `stash`): `stash` moves all of `seq`, its first p0 positions, out of the cache, to be kept as
+    number `src`; `unstash` moves it from there into the empty `seq`; `drop` gives number `src` up.
     """
 
     kind: str
