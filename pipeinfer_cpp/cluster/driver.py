@@ -122,6 +122,14 @@ class Driver:
         """The slot's next prompt may go on this conversation; only between its turns."""
         self._in_thread(lambda: self.engine.slots[slot].recall(past), lambda: self._rests(slot))
 
+    def run(self, what: Callable[[], None], *, wait: bool = True) -> None:
+        """Do it in the driver's thread, behind all that was asked for before. Returns when it is done, unless not
+        `wait`."""
+        if wait:
+            self._in_thread(what, lambda: True)
+        else:
+            self._command(what)
+
     def past(self, slot: int) -> Past:
         """The slot's conversation so far; only between its turns."""
         said: list[Past] = []
