@@ -130,7 +130,7 @@ def test_forms(client: Any) -> None:
         ("chat/completions", "[" * 5000, 400, ""),
         ("chat/completions", {}, 400, "messages"),
         ("chat/completions", {"messages": []}, 400, "nothing to answer"),
-        ("chat/completions", {"messages": [{"role": "elf", "content": "x"}]}, 400, "the role 'elf'"),
+        ("chat/completions", {"messages": [{"role": "elf", "content": "x"}]}, 400, "not 'elf'"),
         ("chat/completions", {"messages": STORY, "temperature": "hot"}, 400, "Expected `float | null`"),
         ("chat/completions", {"messages": STORY, "top_p": 7}, 400, "top_p must be"),
         ("chat/completions", {"messages": STORY, "max_tokens": 0}, 400, "max_tokens"),
