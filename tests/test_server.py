@@ -156,7 +156,7 @@ def test_forms(client: Any) -> None:
         ),
         ("chat/completions", {"messages": [{"role": "user", "content": "word " * 3000}]}, 400, "the context 512"),
         ("chat/completions", {"messages": [{"role": "user", "content": "word " * 9000}]}, 413, "20000 bytes"),
-        ("completions", {"prompt": ["a", "b"]}, 400, "One prompt"),
+        ("completions", {"prompt": ["a", "b"]}, 400, "one prompt"),
         ("completions", {"prompt": [1 << 40]}, 400, "no token"),
         ("completions", {"prompt": ""}, 400, ""),
         ("embeddings", {"input": "x"}, 501, "no embeddings"),
