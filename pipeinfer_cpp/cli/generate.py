@@ -66,6 +66,7 @@ def generate(
     if trace is not None:
         _check_writable(trace)
 
+    from pipeinfer_cpp.cli.chat_store import worth_saying
     from pipeinfer_cpp.cli.opened import opened
     from pipeinfer_cpp.cli.signals import OneInterrupt
     from pipeinfer_cpp.cli.streams import write_json
@@ -80,7 +81,7 @@ def generate(
         )
         shown = 0
         try:
-            for warning in pipeline.warnings:
+            for warning in worth_saying(pipeline.warnings):
                 warn(warning)
             if asked is not text:
                 whose = "The model's" if template is None else "The given"

@@ -122,6 +122,14 @@ class Driver:
         """The slot's next prompt may go on this conversation; only between its turns."""
         self._in_thread(lambda: self.engine.slots[slot].recall(past), lambda: self._rests(slot))
 
+    def run(self, what: Callable[[], None], *, wait: bool = True) -> None:
+        """Do it in the driver's thread, behind all that was asked for before. Returns when it is done, unless not
+        `wait`."""
+        if wait:
+            self._in_thread(what, lambda: True)
+        else:
+            self._command(what)
+
     def past(self, slot: int) -> Past:
         """The slot's conversation so far; only between its turns."""
         said: list[Past] = []
@@ -341,7 +349,7 @@ class Driver:
         self._start(job)
         if self._draft is not None and self.engine.worker.alive and self.engine.settings.mode != "off":
             self._draft.link.send(msg.DraftTurn(job.sampling, job.slot))
-        self._figures.event(f"Slot {job.slot}: a prompt of {len(job.prompt)} tokens.")
+        self._figures.event(f"Slot {job.slot}: a prompt of {(n := len(job.prompt))} token{'s' if n != 1 else ''}.")
         self._feed(ev.Prompt(job.prompt, job.max_tokens, job.goes_on, job.slot, job.owner), now)
 
     def _start(self, job: Job, said: tuple[int, ...] = (), root: int = 0) -> None:

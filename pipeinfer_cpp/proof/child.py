@@ -66,5 +66,5 @@ def last_words(stderr: bytes) -> str:
     lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
     decisive = [line for line in lines if _DECISIVE.search(line)]
     if not lines:
-        return "it ended without a word"
+        return "it ended and said nothing"
     return _BEFORE.sub("", (decisive or lines)[-1]).rstrip(".")

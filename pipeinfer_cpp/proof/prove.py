@@ -77,12 +77,12 @@ def prove(source: Source, ranges: Sequence[LayerRange], *, cache_dir: str | os.P
         if source.architecture not in SUPPORTED:
             raise UserError(
                 f"{source.path.name} has architecture {source.architecture!r}, which no test covers, and no small "
-                f"model of its kind can be made to see whether it can be cut ({proof.detail}). Use one stage."
+                f"model of its kind could be made to test the split ({proof.detail}). Use one stage."
             )
         if proof.detail.startswith(_FAULTS):
             raise UserError(
-                f"{source.path.name} cannot be cut: a small model with its metadata ends llama.cpp before anything is "
-                f"cut ({proof.detail}). Use one stage, if llama.cpp runs the file at all."
+                f"{source.path.name} cannot be cut: llama.cpp crashes on a small model with the same metadata, even "
+                f"uncut ({proof.detail}). Use one stage, if llama.cpp runs the file at all."
             )
         untested = f"No small model like {source.path.name} could be made to test this split ({proof.detail}); "
         note = f"{untested}other models of architecture {source.architecture} are tested. {note}".strip()
@@ -134,7 +134,7 @@ def _ask_in(folder: str, source: Source, ranges: Sequence[LayerRange], *flags: s
     if done.returncode == 0:
         return proof
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    last = said[-1].rpartition("/")[2] if said else "without a word"
+    last = said[-1].rpartition("/")[2] if said else "it said nothing"
     if (by := ended_from_outside(done)) is not None:
         return Proof(outcome="untested", detail=f"its process was ended by {by}")
     if done.returncode > 0:

@@ -36,7 +36,10 @@ def check_vocabulary(source: Source) -> None:
     try:
         done = run(command, _SECONDS)
     except subprocess.TimeoutExpired:
-        raise UserError(f"llama.cpp is not done with the vocabulary of {source.path} after {_SECONDS:.0f} s.") from None
+        raise UserError(
+            f"llama.cpp has not finished reading the vocabulary of {source.path} within {_SECONDS:.0f} s: try again "
+            "when this machine is less busy, or with another conversion of the model."
+        ) from None
     if (by := ended_from_outside(done)) is not None:
         raise PipeInferError(
             f"The process that tries the vocabulary of {source.path} was ended by {by} before it was done: "
