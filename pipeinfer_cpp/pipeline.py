@@ -74,7 +74,7 @@ class Pipeline:
             raise
         self.plan: Plan = self._session.plan
         self.vocabulary = self._session.vocabulary
-        self.exact = self.plan.exact
+        self.exact = self.plan.faithful
         self.kv_type = self._session.loaded[0].kv_type
         self.threads = [m.threads for m in self._session.loaded]
         """Of each stage."""

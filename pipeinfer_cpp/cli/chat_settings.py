@@ -166,7 +166,7 @@ class ChatSettings:
         self.max_tokens = number
 
     def _set_stop(self, text: str) -> None:
-        self.stop = () if text.lower() in _OFF else (text.replace("\\n", "\n"),)
+        self.stop = () if text.lower() in _OFF else (parsing.stop_text(text),)
 
     def _set_system(self, text: str) -> None:
         self._conversation.system = "" if text.lower() in _OFF else text

@@ -50,7 +50,7 @@ class Driver:
         """The draft worker, while it is given up for its silence only: it is taken up again when it answers."""
         self._curves = [CostCurve(m.curve) for m in session.loaded]
         self._piece, self._n_vocab = session.vocabulary.piece, session.vocabulary.size
-        self.exact = plan.exact
+        self.exact = plan.faithful
         self._active = plan.active
         self.engine = Engine(settings, self._curves, hop=0.0002)
         self.trace = Trace(len(self._stages)) if trace else None
