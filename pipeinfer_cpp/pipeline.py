@@ -176,7 +176,8 @@ class Pipeline:
 
         Raises UserError, and changes nothing, for values that the stages were not opened for.
         """
-        opened, held = self._session.settings, {"n_ctx", "chunk", "eog", "exact", "checkpoints", "slots"}
+        opened = self._session.settings
+        held = {"n_ctx", "chunk", "eog", "exact", "checkpoints", "slots", "stash", "stash_longest"}
         for name in sorted(changes.keys() & held):
             if changes[name] != getattr(self.settings, name):
                 raise UserError(f"{name} cannot be changed while the pipeline is open: open another one with it.")

@@ -9,7 +9,7 @@ import ipaddress
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +49,13 @@ def serve(
         bool,
         typer.Option("--insecure", help="Listen on a network without an API key.", rich_help_panel=_SERVER),
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further name that requests may come for where there is no API key (* for any).", metavar="NAME",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
     cors: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,7 +109,7 @@ def serve(
 
     template, variables = given_template(chat_template, kwargs)
     listening = _bound(host, port)
-    settings = Settings(keys, tuple(cors or ()), queue, max_body, request_timeout, ping)
+    settings = Settings(keys, tuple(cors or ()), queue, max_body, request_timeout, ping, _names(host, allowed_host))
     with listening, opened(options, "tell") as pipeline:
         for warning in worth_saying(pipeline.warnings):
             print(warning, file=sys.stderr)
@@ -173,6 +180,13 @@ def _keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
     if not all(keys):
         raise UserError("--api-key must not be empty.")
     return tuple(keys)
+
+
+def _names(host: str, allowed: Sequence[str] | None) -> tuple[str, ...]:
+    """Names that requests without a key may come for; a server that all may reach has many."""
+    if any(not name or "/" in name or "://" in name for name in allowed or ()):
+        raise UserError("--allowed-host takes a name or an address alone, without http:// and port.")
+    return (host, *(allowed or ())) if _is_here(host) else ("*",)
 
 
 def _is_here(host: str) -> bool:
