@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import ipaddress
-import shlex
 import signal
 import socket
 import sys
@@ -22,6 +21,7 @@ from pipeinfer_cpp.cli.common import PipelineOptions
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.cli.signals import ENDING, handling, heeded
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.system.versions import installing
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.pipeline import Pipeline
@@ -103,6 +103,7 @@ def serve(
         options = dataclasses.replace(options, slots=SLOTS)
     _extra()
     from pipeinfer_cpp.cli.chat import given_template
+    from pipeinfer_cpp.cli.chat_store import worth_saying
     from pipeinfer_cpp.cli.opened import opened
     from pipeinfer_cpp.server.app import Settings
 
@@ -110,7 +111,7 @@ def serve(
     listening = _bound(host, port)
     settings = Settings(keys, tuple(cors or ()), queue, max_body, request_timeout, ping, _names(host, allowed_host))
     with listening, opened(options, "tell") as pipeline:
-        for warning in pipeline.warnings:
+        for warning in worth_saying(pipeline.warnings):
             print(warning, file=sys.stderr)
         signals = asyncio.run(_serve(pipeline, settings, (template, variables), listening))
         if pipeline.driver.failure is not None:
@@ -220,6 +221,6 @@ def _extra() -> None:
     except ImportError as error:
         raise UserError(
             f"{error.name} is not installed, which serve needs: run "
-            f"{shlex.quote(sys.executable)} -m pip install starlette uvicorn prometheus_client"
+            f"{installing('starlette uvicorn prometheus_client')}"
         ) from None
 
