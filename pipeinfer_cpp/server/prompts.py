@@ -113,7 +113,7 @@ def plain_message(i: int, message: Mapping[str, Any]) -> ChatMessage:
     role, where = message.get("role"), f"messages[{i}]"
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(ROLES)
-        raise ApiError(400, f"{where}: the role {role!r} is none of {known}.", param="messages")
+        raise ApiError(400, f"{where}: the role must be one of {known}, not {role!r}.", param="messages")
     if message.get("content") is None and role != "assistant":
         raise ApiError(400, f"{where} has no content.", param="messages")
     plain: ChatMessage = {"role": ROLES[role], "content": text_of(where, message.get("content"))}
