@@ -17,6 +17,7 @@ from pipeinfer_cpp.engine.pipe import EngineError, Pipe
 from pipeinfer_cpp.engine.sequences import SequencePool
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.engine.slot import DECODE, IDLE, PREFILL, Common, Slot
+from pipeinfer_cpp.engine.stash import Stash
 from pipeinfer_cpp.engine.tree import Node
 
 
@@ -32,7 +33,8 @@ class Engine:
         self.pipe = pipe = Pipe(Pace(curves, hop), cancels=settings.on("cancel"))
         self.pool = SequencePool(settings.sides * settings.slots, settings.slots)
         self.worker = DraftWorker(alive=settings.mode != "off")
-        self._common = Common(pipe, self.pool, self.worker, Governor(lambda: pipe.pace.plain))
+        stash = Stash(settings.stash, settings.stash_longest)
+        self._common = Common(pipe, self.pool, self.worker, stash, Governor(lambda: pipe.pace.plain))
         self._out = self._common.out
         self.slots = [Slot(i, settings, self._common) for i in range(settings.slots)]
         self._turn = 0
@@ -47,7 +49,17 @@ class Engine:
         for slot, before in zip(self.slots, other.slots, strict=True):
             slot.succeed(before)
         self.pipe.succeed(other.pipe)
+        self._common.stash = other._common.stash
         self.worker.next_path = other.worker.next_path
+
+    def drop(self, stashed: int) -> None:
+        """What the stages keep of a conversation under this number is not needed; they hear it with the next run."""
+        self.pipe.ops += self._common.stash.drop(stashed)
+
+    @property
+    def kept(self) -> dict[int, int]:
+        """Positions of conversations that the stages keep without a slot, by number."""
+        return dict(self._common.stash.kept)
 
     @property
     def idle(self) -> bool:
@@ -82,6 +94,7 @@ class Engine:
                     slot.drafts.lost()
             case ev.Lost():
                 self.pipe.empty()
+                self._common.stash.lost()
                 for slot in self.slots:
                     slot.lost(now)
             case ev.Tick():
