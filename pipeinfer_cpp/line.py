@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeinfer_cpp.arguments import sampling_of, stop_strings, token_ids, truth, whole
+from pipeinfer_cpp.arguments import sampling_of, stop_strings, text, token_ids, truth, whole
 from pipeinfer_cpp.cluster.driver import Driver
 from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.engine import Settings
@@ -196,10 +196,11 @@ class Switchboard:
         owner: str,
     ) -> Job:
         """What `generate` was asked for, checked and made plain. Raises UserError."""
+        self.check_alive()
         sampling = sampling_of(sampling).seeded().within(self.settings.n_ctx)
         notes = []
         if isinstance(prompt, str):
-            tokens = tuple(self.vocabulary.tokenize(prompt, begin=True))
+            tokens = tuple(self.vocabulary.tokenize(text("prompt", prompt), begin=True))
             if self.vocabulary.begins(prompt):
                 notes.append("The prompt begins with the model's start token itself and gets no second one.")
         else:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -182,6 +182,9 @@ class Pipeline:
             if changes[name] != getattr(self.settings, name):
                 raise UserError(f"{name} cannot be changed while the pipeline is open: open another one with it.")
         changes = {name: _KINDS[name](name, value) if name in _KINDS else value for name, value in changes.items()}
+        known = {field.name for field in fields(self.settings)} - held
+        if unknown := sorted(changes.keys() - known - held):
+            raise UserError(f"configure: there is no setting {unknown[0]!r} (there are {', '.join(sorted(known))}).")
         try:
             settings = replace(self.settings, **changes)
         except (TypeError, ValueError) as error:

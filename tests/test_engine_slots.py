@@ -19,6 +19,7 @@ from pipeinfer_cpp.engine import events as ev
 from pipeinfer_cpp.engine.cached import Past
 from pipeinfer_cpp.engine.sequences import Op
 from pipeinfer_cpp.engine.stash import Stash
+from pipeinfer_cpp.net.transit import LinkSpeed, Transit
 from pipeinfer_cpp.sim.cluster import VirtualCluster
 from pipeinfer_cpp.sim.worlds import independent
 
@@ -206,7 +207,7 @@ def test_how_many_conversations_find_their_cells(budget: int, share: float) -> N
 
 def test_two_conversations_change_places() -> None:
     """With room for one of them beside the cache. What nobody holds is not kept, and stages that are lost keep nothing."""
-    asked = Settings("off", n_ctx=40, chunk=4, exact=True, stash=10)
+    asked = Settings("off", n_ctx=40, chunk=4, exact=True, stash=5)
     chaos = Chaos(ChaosWorld(1, 0.7, 0.0), asked, [CostCurve.linear(0.02)] * 2, random.Random(1))
     slot, talks = chaos.engine.slots[0], [Talk(), Talk()]
 
@@ -319,11 +320,15 @@ def test_the_driver_finds_what_is_wrong_between_slots(break_it: Callable[[Chaos]
     pytest.fail("no run showed the fault")
 
 
-def together(n: int, mode: str, acceptance: float = 0.7, further: float = 0.3) -> tuple[float, list[float]]:
-    """Simulated: tokens per second of `n` conversations on four equal stages, and each one's seconds a token."""
+def together(
+    n: int, mode: str, acceptance: float = 0.7, further: float = 0.3, last: float = 1.0
+) -> tuple[float, list[float]]:
+    """Simulated: tokens per second of `n` conversations on four stages, of which the last takes `last` times as long
+    as the others, and each one's seconds a token."""
     world = independent(2000, acceptance)
     asked = Settings(mode, n_ctx=400, slots=n, max_rows=8, exact=True)
-    cluster = VirtualCluster(world, [CostCurve.linear(0.02, further * 0.02)] * 4, asked, draft_s=0.004, hop=0.0005)
+    curves = [CostCurve.linear(0.02 * k, further * 0.02 * k) for k in (1.0, 1.0, 1.0, last)]
+    cluster = VirtualCluster(world, curves, asked, draft_s=0.004, hop=0.0005)
     outcomes = cluster.generate_all([world.text[: 8 + i] for i in range(n)], 200)
     began = min(o.began + o.times[0] for o in outcomes)
     ended = max(o.began + o.times[-1] for o in outcomes)
@@ -339,6 +344,41 @@ def test_more_conversations_are_more_tokens_per_second(acceptance: float) -> Non
         assert max(latencies) < 2 * sum(latencies) / n
     assert all(later > 0.99 * sooner for sooner, later in pairwise(speeds.values())), speeds
     assert speeds[8] > 3.5 * off
+
+
+@pytest.mark.parametrize("mode", ["off", "async"])
+@pytest.mark.parametrize("last", [1.05, 1.5])
+def test_the_last_stage_may_be_the_slowest(mode: str, last: float) -> None:
+    """Runs of several conversations take longer to it than those of one."""
+    speeds = {n: together(n, mode, last=last)[0] for n in (1, 2, 4, 8, 16)}
+    assert all(later > sooner for sooner, later in pairwise(speeds.values())), speeds
+    assert speeds[16] > 0.85 * together(16, mode)[0] / last
+
+
+@pytest.mark.parametrize("mode", ["off", "async"])
+def test_late_news_of_the_stages_cost_a_full_pipeline_nothing(mode: str) -> None:
+    """On a busy machine the coordinator hears late that a stage has passed a run on."""
+    speeds = []
+    for late_ms in (0.5, 20.0):
+        world = independent(2000, 0.7)
+        asked = Settings(mode, n_ctx=400, slots=16, max_rows=8, exact=True)
+        curves = [CostCurve.linear(0.02 * k, 0.006 * k) for k in (1.0, 1.0, 1.0, 1.05)]
+        cluster = VirtualCluster(world, curves, asked, draft_s=0.004, hop=0.0005)
+        cluster._news = [Transit(LinkSpeed(latency_ms=late_ms)) for _ in range(4)]
+        outcomes = cluster.generate_all([world.text[: 8 + i] for i in range(16)], 100)
+        speeds.append(1600 / max(o.times[-1] for o in outcomes))
+    assert speeds[1] > 0.97 * speeds[0], speeds
+
+
+@pytest.mark.parametrize("mode", ["off", "async"])
+def test_a_full_pipeline_reads_prompts(mode: str) -> None:
+    """Where some final token always waits, the first ones of those who come do not: 16 short prompts, 0.2 s apart."""
+    world = independent(2000, 0.7)
+    asked = Settings(mode, n_ctx=400, slots=16, max_rows=8, exact=True)
+    curves = [CostCurve.linear(0.02, 0.006)] * 3 + [CostCurve.linear(0.03, 0.009)]
+    cluster = VirtualCluster(world, curves, asked, draft_s=0.004, hop=0.0005)
+    outcomes = cluster.generate_all([world.text[: 17 + i % 2] for i in range(16)], 96, apart=0.2)
+    assert max(o.times[0] for o in outcomes) < 4.0, [round(o.times[0], 1) for o in outcomes]
 
 
 def test_a_slot_alone_is_as_fast_as_an_engine_of_one() -> None:
