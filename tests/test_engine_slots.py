@@ -206,7 +206,7 @@ def test_how_many_conversations_find_their_cells(budget: int, share: float) -> N
 
 
 def test_two_conversations_change_places() -> None:
-    """With room for one of them beside the cache. What nobody holds is not kept, and stages that are lost keep nothing."""
+    """With room for one of them beside the cache. What nobody holds is not kept; stages that are lost keep nothing."""
     asked = Settings("off", n_ctx=40, chunk=4, exact=True, stash=5)
     chaos = Chaos(ChaosWorld(1, 0.7, 0.0), asked, [CostCurve.linear(0.02)] * 2, random.Random(1))
     slot, talks = chaos.engine.slots[0], [Talk(), Talk()]
