@@ -182,7 +182,7 @@ def test_what_a_run_is_worth_begins_at_its_first_parent() -> None:
 
 
 def test_a_row_is_as_likely_as_all_before_it() -> None:
-    """Two drafts of 0.85: with one of them a run makes 56 tokens a second, with both 50; the second alone is not 0.85."""
+    """Two drafts of 0.85: with one a run makes 56 tokens a second, with both 50. The second is right less often."""
     tree = Tree(1, 5)
     tree.add(tree.add(tree.root, 2, 0.85), 3, 0.85)
     pace = Pace([CostCurve.linear(0.02, 0.01)] * 2)
