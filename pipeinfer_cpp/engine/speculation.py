@@ -3,7 +3,8 @@ leaves, and how far the draft worker may run ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipeinfer_cpp.engine.drafts import Drafts
 from pipeinfer_cpp.engine.governor import Governor
@@ -11,6 +12,9 @@ from pipeinfer_cpp.engine.pacing import Pace
 from pipeinfer_cpp.engine.pipe import Pipe
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.engine.tree import Node, Tree
+
+HORIZON = 16
+"""Rows beyond a widest run that a plan looks at."""
 
 
 class Cutoff:
@@ -69,6 +73,11 @@ class Calibration:
         i = self._bin(prob)
         return self._hits[i] / self._seen[i]
 
+    @property
+    def mean(self) -> float:
+        """The share of all drafts that is right."""
+        return sum(self._hits) / sum(self._seen)
+
     def learn(self, prob: float, accepted: bool) -> None:
         i = self._bin(prob)
         self._hits[i] = self._hits[i] * self._memory + accepted
@@ -79,16 +88,25 @@ class Calibration:
         return min(max(int(prob * 10), 0), 9)
 
 
-def worth(pace: Pace, chances: Sequence[float], leaves: float) -> float:
-    """Expected accepted tokens per second of a run of these rows.
+def plan_width(alive: Sequence[float], pace: Pace, max_rows: int, ahead: int = 0) -> int:
+    """Rows of each run, so that a plan is expected to take the least time.
 
-    `chances` are the rows' path probabilities, given that the run's first parent is right; `leaves` is
-    the summed chance of the paths' last rows. A wider run occupies the slowest stage for longer, and
-    delays the news of a miss inside it by the extra time on all stages.
+    alive[k]: the chance that the text still goes on inside the plan when its first k rows are verified; never rising.
+    The last one is that of what follows the plan. ahead: rows of the widest run under way.
+
+    A run occupies the slowest stage if the plan is still alive when it begins. Where the text leaves the plan, what is
+    left of a run's way through the pipeline passes until that is known; a wide run holds up all that is behind it, so
+    that narrow ones between wide ones win nothing.
     """
-    width = len(chances)
-    late = pace.latency(width) - pace.latency(1)
-    return sum(chances) / (pace.bottleneck(width) + max(late, 0.0) * (1.0 - min(leaves, 1.0)) + 1e-9)
+    n, missed = len(alive) - 1, alive[0] - alive[-1]
+    best, least = 1, math.inf
+    for w in range(1, min(max_rows, n) + 1):
+        widest = max(w, ahead)
+        runs = sum(alive[k] * min((n - k) / w, 1.0) for k in range(0, n, w))
+        seconds = runs * pace.bottleneck(w) + missed * max(pace.latency(widest) - pace.bottleneck(widest), 0.0)
+        if seconds < least:
+            best, least = w, seconds
+    return best
 
 
 def select(
@@ -100,43 +118,50 @@ def select(
     max_rows: int,
     last_row: int,
     eog: frozenset[int],
+    ahead: int = 0,
 ) -> list[Node]:
-    """The root if it has not left yet, then the likeliest unsent nodes as long as they are worth their time.
+    """The root if it has not left yet, then the likeliest unsent nodes: as many as a run has in the best plan for all
+    that are drafted, and for those that will be.
 
-    `level` is the cutoff on the draft's confidence. Rows of one path are consecutive. A side branch
-    never starts in its parent's run: its prefix is copied from cells that must be there already.
+    `level` is the cutoff on the draft's confidence; `ahead`: rows of the widest run under way. Rows of one path are
+    consecutive. A side branch never starts in its parent's run: its prefix is copied from cells that must be there
+    already.
     """
-    chosen = [root] if root.run is None else []
-    chances: dict[Node, float] = {root: 1.0} if chosen else {}
-    base = 1.0
-    best = worth(pace, [1.0], 1.0) if chosen else 0.0
-    candidates = dict(_frontier(root, calibration)) if not chosen else _children(root, 1.0, calibration)
-    while len(chosen) < max_rows:
-        usable = {n: c for n, c in candidates.items() if n.pos <= last_row and n.token not in eog and n.prob >= level}
-        if not usable:
+    waits = root.run is None
+    plan, alive = ([root], [1.0]) if waits else ([], [])
+    candidates: dict[Node, float] = {}
+
+    def add(nodes: Iterable[tuple[Node, float]]) -> None:
+        candidates.update(
+            (n, chance) for n, chance in nodes if n.pos <= last_row and n.token not in eog and n.prob >= level
+        )
+
+    add(_children(root, 1.0, calibration) if waits else _frontier(root, calibration))
+    horizon = max_rows + HORIZON
+    while candidates and len(plan) < horizon:
+        alive.append(min(sum(candidates.values()), *alive[-1:], 1.0))
+        node = max(candidates, key=candidates.__getitem__)
+        chance = candidates.pop(node)
+        plan.append(node)
+        add(_children(node, chance, calibration))
+    if not plan:
+        return []
+    follows = sum(candidates.values())
+    while not candidates and not plan[-1].children and plan[-1].pos + len(alive) - len(plan) < last_row:
+        follows = alive[-1] * calibration.mean  # what is not drafted yet
+        if len(alive) > horizon or follows < 0.01:
             break
-        node = max(usable, key=usable.__getitem__)
-        chance = usable[node]
-        if not chosen:
-            base = chance / _chance(node, calibration)
-        rows = {**chances, node: chance / max(base, 1e-9)}
-        parents = {n.parent for n in rows}
-        value = worth(pace, list(rows.values()), sum(c for n, c in rows.items() if n not in parents))
-        if chosen and value <= best:
-            break
-        best, chances = value, rows
-        chosen.append(node)
-        del candidates[node]
-        candidates.update(_children(node, chance, calibration))
-    return chosen
+        alive.append(follows)
+    alive.append(min(follows, alive[-1]))
+    return plan[: plan_width(alive, pace, max_rows, ahead)]
 
 
 def _chance(node: Node, calibration: Calibration) -> float:
     return calibration(node.prob) if node.origin == "draft" else min(node.prob, 0.9)
 
 
-def _children(node: Node, chance: float, calibration: Calibration) -> dict[Node, float]:
-    return {c: chance * _chance(c, calibration) for c in node.children if not c.side}
+def _children(node: Node, chance: float, calibration: Calibration) -> Iterator[tuple[Node, float]]:
+    return ((c, chance * _chance(c, calibration)) for c in node.children if not c.side)
 
 
 def _frontier(root: Node, calibration: Calibration) -> Iterator[tuple[Node, float]]:
@@ -241,6 +266,7 @@ class Speculation:
             max_rows=self._settings.max_rows - taken,
             last_row=last_row,
             eog=self._settings.eog,
+            ahead=self._pipe.widest,
         )
 
     @property
