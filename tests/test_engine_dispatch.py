@@ -87,12 +87,12 @@ def test_conversations_with_cells_of_their_own_share_a_run_in_equal_parts(branch
 
 
 def test_who_waits_longest_leaves_first() -> None:
-    scene = Several(3, 0.02, mode="off", further=0.02)
+    scene = Several(3, *[0.02] * 4, mode="off")
     for run, slot in enumerate((1, 0, 2), 1):
         scene.begin(slot, 5, 6, 7)
         if run < 3:
             scene.feed(ev.StageReady(0, run, 0.02))
-    scene.engine.pipe.pace.sent(99, 1, scene.now)  # the stage is busy for a while
+    scene.engine.pipe.pace.sent(99, 1, scene.now)  # the first stage is busy for a while
     scene.feed(ev.RunDone(1, ((8, -0.1),)))
     scene.feed(ev.RunDone(2, ((8, -0.1),)))
     assert not scene.runs() and [slot.waits for slot in scene.engine.slots] == [True, True, False]
@@ -102,7 +102,7 @@ def test_who_waits_longest_leaves_first() -> None:
     assert scene.left() == [("decode", [1])]
 
 
-def test_no_chunk_leaves_before_a_final_token_that_waits() -> None:
+def test_a_final_token_that_waits_lets_one_chunk_past() -> None:
     scene = Several(2, 0.01, 0.03, mode="off", chunk=3)
     scene.begin(0, 5, 6, 7)
     scene.feed(ev.StageReady(0, 1, 0.01))
@@ -110,9 +110,13 @@ def test_no_chunk_leaves_before_a_final_token_that_waits() -> None:
     assert scene.left() == [("prefill", [1, 1, 1])]
     scene.feed(ev.StageReady(1, 1, 0.03))
     scene.feed(ev.RunDone(1, ((8, -0.1),)))
-    scene.feed(ev.StageReady(0, 2, 0.01))  # the slower stage has it now
+    assert scene.engine.slots[0].waits and not scene.runs()
+    scene.feed(ev.StageReady(0, 2, 0.01))  # the slower stage has it now, and then the one that is let past
+    assert scene.left() == [("prefill", [1, 1, 1])]
+    scene.feed(ev.StageReady(0, 3, 0.01))
     assert scene.engine.slots[0].waits and not scene.runs()
     scene.feed(ev.StageReady(1, 2, 0.03))
+    scene.feed(ev.StageReady(1, 3, 0.03))
     assert scene.left() == [("decode", [0]), ("prefill", [1, 1, 1])]
 
 

@@ -216,32 +216,6 @@ def test_what_will_be_drafted_is_part_of_the_plan() -> None:
     assert rows(6) == 1 and rows(30) == 2
 
 
-def test_what_a_run_is_worth_begins_at_its_first_parent() -> None:
-    """The parent is under way, and right one time in two. Given that, both rows are (0.95 and 0.95 x 0.95: the first
-    alone gives 47 tokens a second, both 57); seen from the root, a miss behind them would be likelier, and cost more
-    than the second row gives (12 and 11)."""
-    tree = Tree(1, 5)
-    parent = tree.add(tree.root, 2, 0.25)
-    tree.root.run, parent.run = 1, 2
-    tree.add(tree.add(parent, 3, 0.95), 4, 0.95)
-    pace = Pace([CostCurve.linear(0.02, 0.01)] * 2)
-    chosen = select(
-        tree.root, pace=pace, calibration=Calibration(), level=0.0, max_rows=8, last_row=90, eog=frozenset()
-    )
-    assert [node.token for node in chosen] == [3, 4]
-
-
-def test_a_row_is_as_likely_as_all_before_it() -> None:
-    """Two drafts of 0.85: with one a run makes 56 tokens a second, with both 50. The second is right less often."""
-    tree = Tree(1, 5)
-    tree.add(tree.add(tree.root, 2, 0.85), 3, 0.85)
-    pace = Pace([CostCurve.linear(0.02, 0.01)] * 2)
-    chosen = select(
-        tree.root, pace=pace, calibration=Calibration(), level=0.0, max_rows=8, last_row=90, eog=frozenset()
-    )
-    assert [node.token for node in chosen] == [1, 2]
-
-
 @pytest.mark.parametrize(("first", "second"), [(0.35, 0.3), (0.95, 0.99)])
 def test_a_second_choice_is_as_likely_as_the_draft_says_and_never_sure(first: float, second: float) -> None:
     tree = Tree(1, 5)
