@@ -232,7 +232,7 @@ def test_second_choices_are_counted_whatever_token_they_are() -> None:
         assert scene.engine.slots[0].stats.sibling_hit == counted
 
 
-def test_a_stop_forgets_what_waited_to_be_computed_again() -> None:
+def waits_to_compute_again() -> Scene:
     """The root waits for its draft, and two accepted rows behind a restored state wait with it."""
     scene = begun(mode="sync", checkpoints=True, draft_max=2)
     scene.back(1, 4)
@@ -240,11 +240,29 @@ def test_a_stop_forgets_what_waited_to_be_computed_again() -> None:
     scene.draft(5, 9)
     scene.back(2, 8, 2, 3)
     assert scene.tokens() == [(8, 4, "draft"), (2, 5, "target")] and not scene.runs()
+    return scene
+
+
+def next_rows(scene: Scene, pos: int) -> list[list[int]]:
+    """A draft at `pos` comes true when the last chunk is back; then there are no more."""
+    scene.draft(pos, 3)
+    scene.back(scene.engine.pipe._next - 1, 3)
+    scene.feed(ev.DraftLost())
+    return [[row.pos for row in run.rows] for run in scene.runs()]
+
+
+def test_a_stop_forgets_what_waited_to_be_computed_again() -> None:
+    scene = waits_to_compute_again()
     scene.feed(ev.Stop("cancelled"))
     assert [(run.kind, [row.pos for row in run.rows]) for run in scene.runs()] == [("replay", [3, 4]), ("end", [])]
     for run in scene.runs():
         scene.feed(ev.RunDone(run.id))
     scene.feed(ev.Prompt((5, 6, 7, 4, 8, 1, 1), 20))
-    scene.feed(ev.DraftLost())
-    scene.back(scene.engine.pipe._next - 1, 3)
-    assert [[row.pos for row in run.rows] for run in scene.runs()] == [[7]]
+    assert next_rows(scene, 7) == [[7]]
+
+
+def test_stages_that_are_lost_forget_it_too() -> None:
+    scene = waits_to_compute_again()
+    scene.feed(ev.Lost())
+    assert [[row.pos for row in run.rows] for run in scene.runs()] == [[0, 1, 2], [3, 4, 5]]
+    assert next_rows(scene, 6) == [[6]]
