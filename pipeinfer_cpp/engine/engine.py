@@ -31,7 +31,7 @@ class Engine:
         self.settings = settings
         self.pipe = pipe = Pipe(Pace(curves, hop), cancels=settings.on("cancel"))
         self.pool = SequencePool(settings.sides * settings.slots, settings.slots)
-        self.worker = DraftWorker(alive=settings.mode != "off")
+        self.worker = DraftWorker(alive=settings.mode != "off" and "draft" in settings.proposers)
         self._common = Common(pipe, self.pool, self.worker, Governor(lambda: pipe.pace.plain))
         self._out = self._common.out
         self.slots = [Slot(i, settings, self._common) for i in range(settings.slots)]
@@ -119,6 +119,8 @@ class Engine:
 
     def _pump(self) -> None:
         """Send what can leave now."""
+        for slot in self.slots:
+            slot.guess(self._now)
         self._roots()
         if not any(slot.waits for slot in self.slots):
             self._chunks()
