@@ -59,6 +59,11 @@ def truth(name: str, value: Any) -> bool:
 def text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name}: text is needed, not {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"{value[error.start]!a} at position {error.start}"
+        raise UserError(f"{name}: the text holds half a character ({half}): leave it out.") from None
     return value
 
 
@@ -118,6 +123,8 @@ def stage_list(name: str, value: Any) -> int | tuple[str, ...]:
 
 def stop_strings(stop: Any) -> tuple[str, ...]:
     """One stop string, or several."""
+    if not isinstance(stop, Iterable):
+        raise TypeError(f"stop: text or a list of texts is needed, not {stop!r}")
     found: tuple[str, ...] = several(text)("stop", stop)
     return found
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -176,11 +176,15 @@ class Pipeline:
 
         Raises UserError, and changes nothing, for values that the stages were not opened for.
         """
-        opened, held = self._session.settings, {"n_ctx", "chunk", "eog", "exact", "checkpoints", "slots"}
+        opened = self._session.settings
+        held = {"n_ctx", "chunk", "eog", "exact", "checkpoints", "slots", "stash", "stash_longest"}
         for name in sorted(changes.keys() & held):
             if changes[name] != getattr(self.settings, name):
                 raise UserError(f"{name} cannot be changed while the pipeline is open: open another one with it.")
         changes = {name: _KINDS[name](name, value) if name in _KINDS else value for name, value in changes.items()}
+        known = {field.name for field in fields(self.settings)} - held
+        if unknown := sorted(changes.keys() - known - held):
+            raise UserError(f"configure: there is no setting {unknown[0]!r} (there are {', '.join(sorted(known))}).")
         try:
             settings = replace(self.settings, **changes)
         except (TypeError, ValueError) as error:

@@ -139,6 +139,13 @@ def test_forms(client: Any) -> None:
         ("chat/completions", {"messages": STORY, "top_logprobs": 3}, 400, "needs logprobs"),
         ("chat/completions", {"messages": STORY, "id_slot": 9}, 400, "id_slot"),
         ("chat/completions", {"messages": STORY, "response_format": {"type": "poem"}}, 400, "'poem'"),
+        (
+            "chat/completions",
+            {"messages": STORY, "response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}},
+            400,
+            'invalid JSON schema: "$ref": "#" leads back to itself and says nothing; put a schema there.',
+        ),
+        ("chat/completions", {"messages": STORY, "json_schema": {"$ref": "http://a.b/c"}}, 400, "is not in the schema"),
         ("chat/completions", {"messages": STORY, "grammar": "root ::= ("}, 400, "grammar"),
         (
             "chat/completions",

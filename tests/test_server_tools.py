@@ -54,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     template.write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "<|im_start|>assistant\n"
-        "{% if enable_thinking %}<think>\n{% endif %}{# <think></think> #}"
+        "{% if enable_thinking %}<think>\n{% endif %}{# <think></think> #}{% if budget %}{{ budget + 1 }}{% endif %}"
     )
     options = "--slots", "2", "--ctx-size", "1024", "--chat-template", str(template), "--ping", "0.02"
     with served(*options, log=folder / "log") as address:
@@ -173,6 +173,24 @@ def test_forms_and_calls_that_must_come_are_not_thoughts(client: Any) -> None:
     checked(call.function.name, call.function.arguments)
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"budget": "much"}, 'does not work with budget = "much": leave out or change'),
+        ({"self": 1}, "does not work with self = 1: leave out or change"),
+        ({"messages": []}, "chat_template_kwargs: 'messages' comes from the request itself; leave it out."),
+    ],
+)
+def test_what_the_template_cannot_be_told(server: str, told: dict[str, Any], words: str) -> None:
+    for stream in (False, True):
+        body = {"messages": QUESTION, "max_tokens": 4, "chat_template_kwargs": told, "stream": stream}
+        answer = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=30)
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert words in error["message"] and error["param"] == "chat_template_kwargs"
+        assert error["type"] == "invalid_request_error" and error["message"].count(".") == 1
+
+
 class Owner(pydantic.BaseModel):
     name: Literal["Ann", "Bob"]
 
@@ -212,7 +230,7 @@ def test_pydantic_models_through_the_clients(client: Any, claude: Any) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"tool_choice": "always"}, "none of none, auto, required"),
+        ({"tool_choice": "always"}, "must be none, auto, required or"),
         ({"tool_choice": {"type": "function", "function": {"name": "fly"}}}, "no tool 'fly'"),
         ({"tools": None, "tool_choice": "required"}, "needs tools"),
         ({"tools": [{"type": "web_search"}]}, "only functions"),
@@ -307,7 +325,7 @@ def test_a_response_in_a_form(client: Any) -> None:
         ({"tools": [{"type": "web_search"}]}, "only functions"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.: an item of type 'item_reference'"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "reads text only"),
-        ({"text": {"format": {"type": "xml"}}}, "none of text, json_object"),
+        ({"text": {"format": {"type": "xml"}}}, "must be text, json_object or"),
         ({"max_output_tokens": 0}, "at least 1"),
     ],
 )
@@ -424,7 +442,7 @@ def test_errors_before_the_route_have_its_form(server: str) -> None:
 @pytest.mark.parametrize(
     ("path", "more", "said"),
     [
-        ("chat/completions", {"messages": [{"role": ["user"], "content": "x"}]}, "is none of"),
+        ("chat/completions", {"messages": [{"role": ["user"], "content": "x"}]}, "the role must be one of"),
         (
             "chat/completions",
             {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": 5}}},

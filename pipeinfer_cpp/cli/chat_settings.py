@@ -13,7 +13,7 @@ from pipeinfer_cpp.chat.conversation import Conversation
 from pipeinfer_cpp.chat.thinking import Thinking
 from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.cli.spelling import nearest
-from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.errors import UserError, naming_settings
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import FORMS, Sampling
 
@@ -100,7 +100,10 @@ class ChatSettings:
             near = nearest(name, list(self._setters))
             hint = f"did you mean {near}?" if near else f"there are {', '.join(self._setters)}."
             raise UserError(f"There is no setting {name!r}: {hint}")
-        setter(value.strip())
+        try:
+            setter(value.strip())
+        except UserError as error:
+            raise naming_settings(error) from None
 
     def shown(self) -> dict[str, str]:
         """Every setting with its value, as text."""

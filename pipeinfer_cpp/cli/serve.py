@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import ipaddress
+import shlex
 import signal
 import socket
 import sys
@@ -204,6 +205,7 @@ def _extra() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"{error.name} is not installed: pip install 'pipeinfer-cpp[server]' brings what serve needs."
+            f"{error.name} is not installed, which serve needs: run "
+            f"{shlex.quote(sys.executable)} -m pip install starlette uvicorn prometheus_client"
         ) from None
 

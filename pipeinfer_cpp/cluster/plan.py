@@ -86,7 +86,7 @@ class Plan:
         # layers on a GPU are not in main memory: what they need is only told
         strict = strict and self.options.gpu_layers == 0
         n_ctx, note = self.fit.choose(self.options.ctx, self.trained_ctx, strict=strict)
-        self.settings = replace(self.settings, n_ctx=n_ctx)
+        self.settings = replace(self.settings, n_ctx=n_ctx, stash=self.fit.stash(n_ctx))
         self.warnings += [note] if note else []
 
     def tell(self) -> None:

@@ -25,6 +25,8 @@ class Settings:
     checkpoints: the stages cannot remove a part of a sequence (recurrent and hybrid models, see `checkpoints`);
     needs branches = 1.
     proposers: who guesses, see PROPOSERS: the draft model, and what followed in the text itself (see `ngram`).
+    stash: so many positions of conversations without a slot are kept on every stage beside its cache, see `stash`;
+    stash_longest: of one that has no more than these.
     """
 
     mode: str = "async"
@@ -45,6 +47,8 @@ class Settings:
     checkpoints: bool = False
     slots: int = 1
     proposers: frozenset[str] = frozenset({"draft"})
+    stash: int = 0
+    stash_longest: int = 1 << 30
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -59,6 +63,8 @@ class Settings:
             raise ValueError("there is at least one slot")
         if self.checkpoints and self.branches > 1:
             raise ValueError("a state that is restored from checkpoints has one branch")
+        if self.checkpoints and self.stash:
+            raise ValueError("a state that is restored from checkpoints is not kept without a slot")
 
     def on(self, technique: str) -> bool:
         return technique not in self.ablate

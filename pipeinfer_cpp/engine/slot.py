@@ -17,9 +17,10 @@ from pipeinfer_cpp.engine.governor import Governor
 from pipeinfer_cpp.engine.ngram import Ngrams
 from pipeinfer_cpp.engine.pipe import EngineError, Pipe
 from pipeinfer_cpp.engine.run import Row, Run
-from pipeinfer_cpp.engine.sequences import SequencePool, cp, rm
+from pipeinfer_cpp.engine.sequences import SequencePool, cp, rm, unstash
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.engine.speculation import Speculation, Trust
+from pipeinfer_cpp.engine.stash import Stash
 from pipeinfer_cpp.engine.stats import Stats
 from pipeinfer_cpp.engine.tree import Node, Tree
 from pipeinfer_cpp.engine.turn import Turn
@@ -33,11 +34,13 @@ STATES = 1024
 
 @dataclass(slots=True)
 class Common:
-    """What all slots share: the pipeline, ids of side branches, the draft worker, what is learnt of it."""
+    """What all slots share: the pipeline, ids of side branches, the draft worker, what is kept of conversations without
+    a slot, what is learnt."""
 
     pipe: Pipe
     pool: SequencePool
     worker: DraftWorker
+    stash: Stash
     governor: Governor
     trust: Trust = field(default_factory=Trust)
     out: list[ev.Action] = field(default_factory=list)
@@ -101,6 +104,19 @@ class Slot:
             raise EngineError(f"a conversation to forget while slot {self.number} is in {self.phase}")
         self.cache.recall()
         self._truncate(0)
+
+    def change(self, past: Past | None, stashed: int, keep: bool) -> int:
+        """Another conversation moves in: its `past`, and the number under which the stages keep it (0: none does). With
+        `keep` they keep the one before, too. Returns the number for that; 0 where it must be computed again."""
+        stash, before = self._common.stash, self.cache.held
+        n = stash.take(stashed)  # before what makes room for the other
+        number, ops = stash.put(self.number, before) if keep else (0, [])
+        self._pipe.ops += ops
+        self.recall(past) if past is not None else self.forget()
+        if n:
+            self._pipe.ops.append(unstash(self.number, stashed, n))
+            self.cache.held = n
+        return number
 
     def succeed(self, other: Slot) -> None:
         """Take over an idle slot's conversation."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ def figure(width: float = 8.0, height: float = 4.5) -> tuple[Any, Any]:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
-        raise UserError("Pictures need matplotlib: pip install 'pipeinfer-cpp[plots]'.") from None
+        python = shlex.quote(sys.executable)
+        raise UserError(f"Pictures need matplotlib: run {python} -m pip install matplotlib") from None
     return plt.subplots(figsize=(width, height), layout="constrained")
 
 

@@ -24,6 +24,7 @@ import zmq
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.net.messages import Message, Piece
+from pipeinfer_cpp.system.threads import check_room
 
 T = TypeVar("T")
 
@@ -33,6 +34,8 @@ PIECE = 16384
 """Bytes of payload that one message over TCP carries; what is larger goes in pieces."""
 HELD = 1 << 28
 """Bytes of pieces that a server holds at most of messages that are not complete."""
+THREADS = 2
+"""Of a context: where ZeroMQ cannot start one it ends the process."""
 CALM = 0.75
 """The share of the usual wait that an active one sleeps first."""
 
@@ -244,9 +247,10 @@ class Selector:
 
 
 class Network:
-    """A ZeroMQ context, closed with everything in it."""
+    """A ZeroMQ context, closed with everything in it. Raises PipeInferError where its threads cannot be started."""
 
     def __init__(self) -> None:
+        check_room(THREADS)
         self.context: zmq.Context[Any] = zmq.Context(io_threads=1)
 
     def __enter__(self) -> Network:

@@ -25,7 +25,7 @@ def ask_of(request: ChatRequest, prompts: Prompts, owner: str, *, fits: bool = T
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     top = request.top_logprobs or 0
     if not 0 <= top <= 20:
-        raise ApiError(400, "top_logprobs must be 0 to 20.", param="top_logprobs")
+        raise ApiError(400, "top_logprobs must be between 0 and 20.", param="top_logprobs")
     if top and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
     most = checked_most(most)

@@ -166,7 +166,7 @@ def _block(part: Any) -> dict[str, Any]:
 def _messages(where: str, message: dict[str, Any]) -> list[dict[str, Any]]:
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant"):
-        raise ApiError(400, f"{where}: the role {role!r} is none of user, assistant.", param="messages")
+        raise ApiError(400, f"{where}: the role must be user or assistant, not {role!r}.", param="messages")
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     if not isinstance(content, list):

@@ -78,7 +78,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
             return None
         kind = of.get("type") if isinstance(of, dict) else None
         if kind not in ("text", "json_object", "json_schema"):
-            raise ApiError(400, f"text.format {kind!r} is none of text, json_object, json_schema.", param="text")
+            raise ApiError(400, f"text.format must be text, json_object or json_schema, not {kind!r}.", param="text")
         if kind == "json_schema" and not isinstance(of.get("schema"), dict):
             raise ApiError(400, "text.format json_schema needs a schema.", param="text")
         schema = of["schema"] if kind == "json_schema" else None
