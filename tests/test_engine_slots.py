@@ -205,6 +205,28 @@ def test_how_many_conversations_find_their_cells(budget: int, share: float) -> N
     assert back and (found == share * back if share in (0, 1) else found > share * back / 2)
 
 
+def test_two_conversations_change_places() -> None:
+    """With room for one of them beside the cache. What nobody holds is not kept; stages that are lost keep nothing."""
+    asked = Settings("off", n_ctx=40, chunk=4, exact=True, stash=5)
+    chaos = Chaos(ChaosWorld(1, 0.7, 0.0), asked, [CostCurve.linear(0.02)] * 2, random.Random(1))
+    slot, talks = chaos.engine.slots[0], [Talk(), Talk()]
+
+    def turn(talk: Talk) -> int:
+        """Returns how much of it the stages had."""
+        move_in(chaos, talks, talk, 0)
+        held = len(slot.cached)
+        chaos.turn([*talk.tokens, 1], 1, goes_on=True)
+        talk.tokens = list(slot.cached)
+        return held
+
+    assert [turn(talks[i % 2]) for i in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert chaos.engine.kept == {talks[0].stashed: 4}
+    chaos.lose()
+    assert chaos.engine.kept == {} and turn(talks[0]) == 0
+    assert slot.cached and slot.change(None, 0, keep=False) == 0
+    assert chaos.engine.kept == {} and not slot.cached
+
+
 def test_the_table_of_what_is_kept() -> None:
     kept = Stash(budget=100, longest=60)
     assert kept.put(0, 0) == (0, []) and kept.put(0, 61) == (0, [])
@@ -379,3 +401,25 @@ def test_a_long_prompt_stalls_nobody() -> None:
     assert cluster.outcomes[2].tokens and cluster.outcomes[2].times[0] < 8
     for outcome in outcomes:
         assert max(b - a for a, b in pairwise(outcome.times)) < 4 * 0.2 + 0.2 + 0.1
+
+
+def test_the_draft_worker_reads_another_owners_prompt_from_its_beginning() -> None:
+    """What it still holds of the slot would make guesses come sooner: an owner could tell what was asked before."""
+    asked = Settings(n_ctx=64, eog=frozenset({EOG}), chunk=4, slots=1)
+    chaos = Chaos(ChaosWorld(1, 1.0, 0.0), asked, [CostCurve.linear(0.02)], random.Random(1))
+    resets: list[ev.DraftReset] = []
+    carry_out = chaos._carry_out
+
+    def watch(action: ev.Action) -> None:
+        if isinstance(action, ev.DraftReset) and action.keep == 0:
+            resets.append(action)
+        carry_out(action)
+
+    chaos._carry_out = watch  # type: ignore[method-assign]
+    prompt = [3, 1, 2, 5, 4, 6, 7, 8]
+    for owner, said in (("a", [8]), ("a", [8]), ("b", [1, 8]), ("b", [8]), ("a", [1, 8])):
+        resets.clear()
+        chaos.begin(0, prompt, 2, owner=owner)
+        while not chaos.told[0].finished:
+            chaos.step()
+        assert [len(reset.tokens) for reset in resets] == said, owner

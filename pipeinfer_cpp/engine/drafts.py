@@ -15,6 +15,9 @@ from pipeinfer_cpp.engine.tree import Node
 class Proposer(Protocol):
     """Whoever guesses for one slot. Guesses come as events; what a method returns is to be done for them."""
 
+    def forget(self, tokens: Sequence[int]) -> list[ev.Action]:
+        """Use nothing of what was read before for a prompt of these tokens: it was another owner's."""
+
     def begin(self, tokens: Sequence[int], root: Node) -> list[ev.Action]:
         """A turn begins behind these tokens."""
 
@@ -58,6 +61,11 @@ class Drafts:
     @property
     def alive(self) -> bool:
         return self.worker.alive
+
+    def forget(self, tokens: Sequence[int]) -> list[ev.Action]:
+        """What the draft worker still has read for this slot is another owner's: of it nothing is used for a prompt
+        that begins so, whose guesses would come sooner. (A path of one token keeps no cells.)"""
+        return [ev.DraftReset(self.worker.number(), 0, (tokens[0],), self._slot)] if self.alive else []
 
     def begin(self, tokens: Sequence[int], root: Node) -> list[ev.Action]:
         return self._reset(root, 0, tuple(tokens))

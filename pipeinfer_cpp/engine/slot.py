@@ -130,7 +130,7 @@ class Slot:
         if not 0 < len(tokens) < n_ctx or event.max_tokens < 1:
             raise EngineError(f"{len(tokens)} prompt tokens, {event.max_tokens} to generate, context {n_ctx}")
         self._now = self.used = now
-        self.owner = event.owner
+        others, self.owner = self.owner not in ("", event.owner), event.owner
         self.stats = Stats()
         if like is not None:
             self._copy(like, tokens)
@@ -145,6 +145,8 @@ class Slot:
         self.tree = Tree(tokens[-1], len(tokens) - 1, self.number)
         self.speculation.cutoff.final()
         self.phase, self._read = PREFILL, False
+        if others:
+            self._out += self.drafts.forget(tokens)
         self._out += self.drafts.begin(tokens, self.tree.root)
 
     def shared(self, tokens: Sequence[int]) -> int:
