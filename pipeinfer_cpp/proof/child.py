@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -12,7 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.system.machine import suspended
+from pipeinfer_cpp.system.threads import NO_MORE
 
 _BEFORE = re.compile(r"^(.*error loading model( vocabulary)?: |.*what\(\):\s*)|\S*/(?=[\w.-]+:\d+: )")
 _DECISIVE = re.compile(r"GGML_ASSERT|GGML_ABORT|error loading model|what\(\):|llama\.cpp:\d+")
@@ -20,19 +23,22 @@ _DECISIVE = re.compile(r"GGML_ASSERT|GGML_ABORT|error loading model|what\(\):|ll
 OWN = (signal.SIGABRT, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL)
 """How llama.cpp ends a process itself. Another signal says something of this machine, not of the model."""
 
+_NO_THREAD = (b"can't start new thread", os.strerror(errno.EAGAIN).encode())
 _LOOK = 2.0
 """Seconds between looks at whether somebody suspended it."""
 
 
 def run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[bytes]:
     """Its end, and all that it said. Raises TimeoutExpired behind so many seconds, when it is ended. A suspended one is
-    told of in a warning."""
+    told of in a warning. Raises PipeInferError where it could not start its threads."""
     deadline, told = time.monotonic() + seconds, False
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             while True:
                 try:
                     out, err = process.communicate(timeout=min(_LOOK, deadline - time.monotonic()))
+                    if process.returncode and any(word in err for word in _NO_THREAD):
+                        raise PipeInferError(NO_MORE)
                     return subprocess.CompletedProcess(command, process.returncode, out, err)
                 except subprocess.TimeoutExpired:
                     if time.monotonic() >= deadline:
