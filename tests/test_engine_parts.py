@@ -14,7 +14,7 @@ from pipeinfer_cpp.engine.governor import Governor
 from pipeinfer_cpp.engine.pacing import Pace
 from pipeinfer_cpp.engine.pipe import Pipe
 from pipeinfer_cpp.engine.run import Row
-from pipeinfer_cpp.engine.speculation import Calibration, plan_width, select
+from pipeinfer_cpp.engine.speculation import Calibration, Trust, plan_width, select
 from pipeinfer_cpp.engine.stats import Stats
 from pipeinfer_cpp.engine.tree import Node, Tree
 from pipeinfer_cpp.sim.cluster import VirtualCluster
@@ -85,7 +85,7 @@ def test_a_draft_that_is_surer_or_less_sure_than_right_is_calibrated() -> None:
         world.guesses = {i: guess._replace(prob=0.55) for i, guess in world.guesses.items()}
         cluster = Watched(world, governor=False)
         cluster.generate(world.text[:8], 380)
-        assert low < cluster.engine.slots[0].speculation.calibration(0.55) < high
+        assert low < cluster.engine.slots[0].speculation.trust.draft(0.55) < high
 
 
 def test_the_pause_between_turns_is_no_tokens_time() -> None:
@@ -195,7 +195,7 @@ def test_a_draft_goes_with_the_root_where_that_is_worth_it(prob: float, rows: in
     tree = Tree(1, 5)
     tree.add(tree.add(tree.root, 2, prob), 3, prob)
     pace = Pace([CostCurve.linear(0.02, 0.01)] * 2)
-    chosen = select(tree.root, pace=pace, calibration=Calibration(), level=0.0, max_rows=8, last_row=7, eog=frozenset())
+    chosen = select(tree.root, pace=pace, trust=Trust(), level=0.0, max_rows=8, last_row=7, eog=frozenset())
     assert [node.token for node in chosen] == [1, 2, 3][:rows]
 
 
@@ -203,13 +203,13 @@ def test_what_will_be_drafted_is_part_of_the_plan() -> None:
     """Two sure drafts at the end of a text leave one by one; where more of them follow, in one run."""
     tree = Tree(1, 5)
     tree.add(tree.root, 2, 0.95)
-    pace, calibration = Pace([CostCurve.linear(0.02, 0.01)] * 2), Calibration()
+    pace, trust = Pace([CostCurve.linear(0.02, 0.01)] * 2), Trust()
     for _ in range(500):
-        calibration.learn(0.95, True)
+        trust.draft.learn(0.95, True)
 
     def rows(last_row: int) -> int:
         chosen = select(
-            tree.root, pace=pace, calibration=calibration, level=0.0, max_rows=8, last_row=last_row, eog=frozenset()
+            tree.root, pace=pace, trust=trust, level=0.0, max_rows=8, last_row=last_row, eog=frozenset()
         )
         return len(chosen)
 

@@ -51,6 +51,7 @@ def cases(draw: st.DrawFn, mode: str | None = None) -> Case:
             eog=frozenset({EOG}),
             ablate=frozenset(draw(st.lists(st.sampled_from(TECHNIQUES), max_size=1))),
             checkpoints=checkpoints,
+            proposers=frozenset(draw(st.sampled_from((("draft",), ("draft",), ("ngram",), ("draft", "ngram"))))),
         ),
         tuple(
             draw(

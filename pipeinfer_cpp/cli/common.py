@@ -62,8 +62,8 @@ class PipelineOptions:
         typer.Option(
             "--draft",
             "-md",
-            help="Its draft model, given in the same way.",
-            metavar="FILE|OWNER/REPO:QUANT",
+            help="Its draft model, given in the same way; ngram: none, the text itself guesses what comes next.",
+            metavar="FILE|OWNER/REPO:QUANT|ngram",
             rich_help_panel=_MODELS,
         ),
     ] = None

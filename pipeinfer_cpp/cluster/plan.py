@@ -62,6 +62,11 @@ class Plan:
         return self.options.emulate.links if self.options.emulate is not None else self.options.links or ()
 
     @property
+    def guesses(self) -> bool:
+        """Somebody guesses what comes next: a draft model, or the text itself."""
+        return self.draft is not None or self.options.ngram
+
+    @property
     def active(self) -> bool:
         return self.share.spare
 

@@ -94,6 +94,24 @@ class Drafts:
         self._tips[path] = sibling
         return ev.DraftFork(path, of, sibling.pos, sibling.token)
 
+    def follow(self, node: Node, path: int) -> list[ev.Action]:
+        """Another proposer's guess is kept instead of what `path` says: the draft goes on behind that, unless it has
+        other paths."""
+        if len(self._tips) == 1:
+            return self._reset(node, node.pos, (node.token,))
+        del self._tips[path]
+        return [ev.DraftDrop((path,))]
+
+    def catch_up(self, root: Node, tokens: Sequence[int]) -> list[ev.Action]:
+        """The text is final beyond what was drafted: the draft goes on behind `tokens`, whose last is the root."""
+        behind = {path: tip.pos for path, tip in self._tips.items() if tip.pos < root.pos}
+        if behind and len(behind) == len(self._tips):
+            keep = min(behind.values()) + 1
+            return self._reset(root, keep, tuple(tokens[keep:]))
+        for path in behind:
+            del self._tips[path]
+        return [ev.DraftDrop(tuple(behind))] if behind else []
+
     def final(self) -> list[ev.Action]:
         """Paths that ended in dead nodes are dropped."""
         dead = tuple(path for path, tip in self._tips.items() if tip.dead)
