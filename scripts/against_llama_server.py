@@ -106,6 +106,8 @@ def main() -> None:
                 for n in clients:
                     first = next(numbers)
                     for name, address in servers.items():
+                        if time.monotonic() > until:
+                            break
                         figures = measure(address, n, args.tokens, first, until)
                         if figures is None:
                             print(f"{n:2} clients, {name}: not all came to their end", flush=True)
