@@ -62,7 +62,10 @@ def text(name: str, value: Any) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        half = f"{value[error.start]!a} at position {error.start}"
+        code, at = ord(value[error.start]), error.start
+        if 0xDC80 <= code <= 0xDCFF:  # Python's way to keep a byte of a command line, or of a file's name
+            raise UserError(f"{name}: the text is not UTF-8 (byte 0x{code - 0xDC00:02X} at position {at}).") from None
+        half = f"{value[error.start]!a} at position {at}"
         raise UserError(f"{name}: the text holds half a character ({half}): leave it out.") from None
     return value
 

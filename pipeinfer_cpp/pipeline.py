@@ -74,7 +74,7 @@ class Pipeline:
             raise
         self.plan: Plan = self._session.plan
         self.vocabulary = self._session.vocabulary
-        self.exact = self.plan.exact
+        self.exact = self.plan.faithful
         self.kv_type = self._session.loaded[0].kv_type
         self.threads = [m.threads for m in self._session.loaded]
         """Of each stage."""
@@ -189,7 +189,7 @@ class Pipeline:
             settings = replace(self.settings, **changes)
         except (TypeError, ValueError) as error:
             raise UserError(f"These settings cannot be: {error}.") from None
-        if settings.mode != "off" and self.plan.draft is None:
+        if settings.mode != "off" and not self.plan.guesses:
             raise UserError(f"mode {settings.mode} needs a draft model: this pipeline was opened without one.")
         for name in ("branches", "max_rows", "max_ahead"):
             if not 1 <= whole(name, getattr(settings, name)) <= getattr(opened, name):

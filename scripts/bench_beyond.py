@@ -9,7 +9,8 @@ compare two engines run it in a checkout of each (`PYTHONPATH`), with the same `
 figures as `--against`.
 
 Parts: grid (stages of 20 ms a row, a further one costs c of that, or as two CPUs were measured to do), links (the same
-with hidden states of 8 or 32 KB a row on real links).
+with hidden states of 8 or 32 KB a row on real links), ngram (guesses from the text itself, with and without a draft
+model; the edits are files of this repository's history, each prompt the old one, the text the new one).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,7 @@ from pipeinfer_cpp.engine import CostCurve, Settings
 from pipeinfer_cpp.lab.recording import Recording, acceptance, load, record, save
 from pipeinfer_cpp.lab.simulation import Task, Virtual
 from pipeinfer_cpp.net.transit import LinkSpeed
+from pipeinfer_cpp.sim.worlds import Replay
 
 STAGE, DRAFT_S = 0.020, 0.004
 PAIRS = {"weak": (WEAK, "completion"), "text": (DRAFT, "completion"), "chat": (DRAFT, "chat")}
@@ -79,9 +82,67 @@ def recordings(pair: str, folder: Path, n_prompts: int, n: int) -> list[Recordin
     return load(path)
 
 
+def edits(folder: Path, n_files: int, n: int) -> list[Task]:
+    """The last files that a commit changed in a few lines: the old one is the prompt, with the new one's beginning
+    up to shortly before its first change; n tokens of that follow."""
+    path = folder / f"edits-{n_files}x{n}.json"
+    if not path.exists():
+        from pipeinfer_cpp.llama.vocabulary import Vocabulary
+
+        vocabulary, found = Vocabulary(TARGET), []
+        for commit, name in changed_files():
+            old, new = (vocabulary.tokenize(shown(f"{at}:{name}")) for at in (f"{commit}~", commit))
+            same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), 0)
+            begin = max(same - n // 3, 8)
+            if 300 <= len(old) <= 4000 and same > 16 and begin + n < len(new):
+                found.append([[*old, *new[: begin + n]], len(old) + begin])
+            if len(found) == n_files:
+                break
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found))
+    return [Task(Replay([*text, -1], {}), n_prompt, n) for text, n_prompt in json.loads(path.read_text())]
+
+
+def git(*args: str) -> str:
+    return subprocess.run(["git", *args], capture_output=True, text=True, check=True).stdout
+
+
+def shown(what: str) -> str:
+    return git("show", what)
+
+
+def changed_files() -> Iterator[tuple[str, str]]:
+    """(commit, name) of Python files that were changed, the newest first."""
+    for commit in git("log", "--no-merges", "--format=%H", "-n", "100").split():
+        for line in git("show", "--format=", "--diff-filter=M", "--numstat", commit, "--", "*.py").splitlines():
+            added, removed, name = line.split("\t")
+            if 1 <= int(added) + int(removed) <= 30:
+                yield commit, name
+
+
+def proposers(tasks: dict[str, list[Task]], n_prompts: int, n: int, folder: Path) -> str:
+    """Over plain pipelining: each proposer alone, and both."""
+    rows = [["stages", "further row", "text", "draft", "n-gram", "both"], ["---"] * 6]
+    for stages in STAGES:
+        for further in ("0.0", "0.1", "0.3", "1.0"):
+            machine = Virtual([curve(further)] * stages, [LinkSpeed(latency_ms=0.2)] * (stages + 1), 0, DRAFT_S)
+            for kind, own in {"edits": edits(folder, n_prompts, n), **tasks}.items():
+                off = speed(machine, own[:1], mode="off")
+                by = {"draft": ["draft"], "n-gram": ["ngram"], "both": ["draft", "ngram"]}
+                ratios = [
+                    f"{speed(machine, own, proposers=frozenset(who)) / off:.2f}"
+                    if kind != "edits" or name == "n-gram"
+                    else "-"
+                    for name, who in by.items()
+                ]
+                rows.append([f"{stages}", further, kind, *ratios])
+                print(*rows[-1], file=sys.stderr)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
 def speed(machine: Virtual, tasks: Sequence[Task], **settings: object) -> float:
     """Tokens a second over all tasks."""
-    base = Settings(n_ctx=1024, max_rows=16, **settings)  # type: ignore[arg-type]
+    base = Settings(n_ctx=5000, max_rows=16, **settings)  # type: ignore[arg-type]
     runs = [machine.run(task, base) for task in tasks]
     return sum(m.tokens for m in runs) / sum(m.tokens / m.tokens_per_s for m in runs)
 
@@ -121,7 +182,7 @@ def table(found: Figures, against: Figures, accepted: dict[str, float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", action="append", choices=["grid", "links"])
+    parser.add_argument("--part", action="append", choices=["grid", "links", "ngram"])
     parser.add_argument("--traces", type=Path, default=Path(tempfile.gettempdir()) / "bench-beyond")
     parser.add_argument("--prompts", type=int, default=6, help="of each pair (default 6)")
     parser.add_argument("--tokens", type=int, default=120, help="of each text (default 120)")
@@ -133,7 +194,10 @@ def main() -> int:
     tasks = {pair: [Task(r.world(), len(r.prompt), len(r.text)) for r in found] for pair, found in traces.items()}
     figures = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     against = json.loads(args.against.read_text()) if args.against else {}
-    for part in args.part or ["grid", "links"]:
+    for part in args.part or ["grid", "links", "ngram"]:
+        if part == "ngram":
+            print(f"\nSIMULATED: {part}\n\n{proposers(tasks, args.prompts, args.tokens, args.traces)}")
+            continue
         if part not in figures:
             figures[part] = measured(part, tasks, against.get(part, {}))
             if args.json:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 import pipeinfer_cpp
 from pipeinfer_cpp.llama.context import SliceContext
-from pipeinfer_cpp.llama.guide import Guide
+from pipeinfer_cpp.llama.guide import Guide, tokenizer
 from pipeinfer_cpp.llama.paths import PathSamplers
 from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.llama.schema import guided_text
@@ -106,6 +106,7 @@ class Bench:
         self.vocabulary = Vocabulary(model)
         self.context = SliceContext(model, n_ctx=1024, n_ubatch=64, n_threads=threads)
         self.pieces = Pieces(self.context.vocab, self.context.n_vocab)
+        tokenizer(self.pieces)  # a second or two, once
         self.settings: dict[str, Any] = {"temp": temp, "seed": 1}
         self.rows = rows
 

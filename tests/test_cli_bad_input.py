@@ -20,6 +20,7 @@ from pipeinfer_cpp.cluster.plan import outline
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.library import lib
 from pipeinfer_cpp.options import Options
+from pipeinfer_cpp.system.versions import installing
 
 GENERATE = ["generate", "--prompt", "Hi", "--max-tokens", "2"]
 PAIR = '[pair.x]\ntarget = { path = "none.gguf" }\n'
@@ -164,6 +165,9 @@ def test_what_an_extra_brings_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "sitecustomize.py").write_text(missing)
     monkeypatch.setitem(ENV, "PYTHONPATH", f"{tmp_path}{os.pathsep}{ENV['PYTHONPATH']}")
     install = f"run {sys.executable} -m pip install "
+    assert installing("x") == f"{sys.executable} -m pip install x"
+    monkeypatch.setattr("pipeinfer_cpp.system.versions.find_spec", lambda _name: None)
+    assert installing("x") == f"uv pip install --python {sys.executable} x"
     for command, name in ((["serve"], "uvicorn"), (["bench", "--plot", "p.png"], "matplotlib")):
         ended = pipeinfer(*command, cwd=tmp_path)
         said = " ".join(ended.err.split())

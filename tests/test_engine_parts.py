@@ -14,7 +14,7 @@ from pipeinfer_cpp.engine.governor import Governor
 from pipeinfer_cpp.engine.pacing import Pace
 from pipeinfer_cpp.engine.pipe import Pipe
 from pipeinfer_cpp.engine.run import Row
-from pipeinfer_cpp.engine.speculation import Calibration, plan_width, select
+from pipeinfer_cpp.engine.speculation import Calibration, Trust, plan_width, select
 from pipeinfer_cpp.engine.stats import Stats
 from pipeinfer_cpp.engine.tree import Node, Tree
 from pipeinfer_cpp.sim.cluster import VirtualCluster
@@ -70,17 +70,22 @@ def test_acceptance_by_depth_has_no_gap() -> None:
 # ----------------------------------------------------------------------------------------- what is learnt
 
 
-def test_a_draft_that_is_surer_or_less_sure_than_right_is_calibrated() -> None:
+def test_old_verdicts_weigh_less() -> None:
     calibration = Calibration(prior=4, memory=0.5)
     assert calibration(0.55) == pytest.approx(0.55)
     calibration.learn(0.55, True)
     assert calibration(0.55) == pytest.approx((4 * 0.55 * 0.5 + 1) / (4 * 0.5 + 1)) and calibration(0.65) == 0.65
+    calibration.learn(0.55, False)
+    assert calibration(0.55) == pytest.approx((4 * 0.55 * 0.25 + 0.5) / (4 * 0.25 + 1.5))
+
+
+def test_a_draft_that_is_surer_or_less_sure_than_right_is_calibrated() -> None:
     for a, low, high in ((0.95, 0.8, 1.0), (0.05, 0.0, 0.2)):
         world = independent(400, a)
         world.guesses = {i: guess._replace(prob=0.55) for i, guess in world.guesses.items()}
         cluster = Watched(world, governor=False)
         cluster.generate(world.text[:8], 380)
-        assert low < cluster.engine.slots[0].speculation.calibration(0.55) < high
+        assert low < cluster.engine.slots[0].speculation.trust.draft(0.55) < high
 
 
 def test_the_pause_between_turns_is_no_tokens_time() -> None:
@@ -104,6 +109,7 @@ def test_a_governor_that_sees_a_probe_begins_with_nothing() -> None:
 
 
 def test_plain_is_a_run_of_one_row() -> None:
+    assert Pace([CostCurve.linear(0.01)] * 3).plain == pytest.approx(3 * 0.01)
     assert Pace([CostCurve.linear(0.01, 0.02)] * 3, hop=0.001).plain == pytest.approx(3 * 0.01 + 4 * 0.001)
 
 
@@ -189,7 +195,7 @@ def test_a_draft_goes_with_the_root_where_that_is_worth_it(prob: float, rows: in
     tree = Tree(1, 5)
     tree.add(tree.add(tree.root, 2, prob), 3, prob)
     pace = Pace([CostCurve.linear(0.02, 0.01)] * 2)
-    chosen = select(tree.root, pace=pace, calibration=Calibration(), level=0.0, max_rows=8, last_row=7, eog=frozenset())
+    chosen = select(tree.root, pace=pace, trust=Trust(), level=0.0, max_rows=8, last_row=7, eog=frozenset())
     assert [node.token for node in chosen] == [1, 2, 3][:rows]
 
 
@@ -197,17 +203,37 @@ def test_what_will_be_drafted_is_part_of_the_plan() -> None:
     """Two sure drafts at the end of a text leave one by one; where more of them follow, in one run."""
     tree = Tree(1, 5)
     tree.add(tree.root, 2, 0.95)
-    pace, calibration = Pace([CostCurve.linear(0.02, 0.01)] * 2), Calibration()
+    pace, trust = Pace([CostCurve.linear(0.02, 0.01)] * 2), Trust()
     for _ in range(500):
-        calibration.learn(0.95, True)
+        trust.draft.learn(0.95, True)
 
     def rows(last_row: int) -> int:
         chosen = select(
-            tree.root, pace=pace, calibration=calibration, level=0.0, max_rows=8, last_row=last_row, eog=frozenset()
+            tree.root, pace=pace, trust=trust, level=0.0, max_rows=8, last_row=last_row, eog=frozenset()
         )
         return len(chosen)
 
     assert rows(6) == 1 and rows(30) == 2
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.35, 0.3), (0.95, 0.99)])
+def test_a_second_choice_is_as_likely_as_the_draft_says_and_never_sure(first: float, second: float) -> None:
+    tree = Tree(1, 5)
+    tree.root.run = 1
+    tree.add(tree.root, 3, second, side=True, origin="sibling")
+    tree.add(tree.root, 2, first)
+    chosen = select(
+        tree.root, pace=Pace([LEVEL]), calibration=Calibration(), level=0.0, max_rows=1, last_row=90, eog=frozenset()
+    )
+    assert [node.token for node in chosen] == [2]
+
+
+def test_a_drafted_token_takes_what_most_of_them_took() -> None:
+    engine = Engine(Settings(n_ctx=64), [LEVEL])
+    engine.handle(ev.Prompt((1, 2, 3), 20), 0.0)
+    for pos, seconds in ((3, 0.002), (4, 0.004), (5, 0.0)):
+        engine.handle(ev.Drafted(1, pos, 9, 0.9, seconds=seconds), 0.01)
+    assert engine.worker.interval == pytest.approx(0.0022)
 
 
 def test_second_choices_are_asked_for_more_when_first_ones_are() -> None:

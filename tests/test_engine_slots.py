@@ -401,3 +401,25 @@ def test_a_long_prompt_stalls_nobody() -> None:
     assert cluster.outcomes[2].tokens and cluster.outcomes[2].times[0] < 8
     for outcome in outcomes:
         assert max(b - a for a, b in pairwise(outcome.times)) < 4 * 0.2 + 0.2 + 0.1
+
+
+def test_the_draft_worker_reads_another_owners_prompt_from_its_beginning() -> None:
+    """What it still holds of the slot would make guesses come sooner: an owner could tell what was asked before."""
+    asked = Settings(n_ctx=64, eog=frozenset({EOG}), chunk=4, slots=1)
+    chaos = Chaos(ChaosWorld(1, 1.0, 0.0), asked, [CostCurve.linear(0.02)], random.Random(1))
+    resets: list[ev.DraftReset] = []
+    carry_out = chaos._carry_out
+
+    def watch(action: ev.Action) -> None:
+        if isinstance(action, ev.DraftReset) and action.keep == 0:
+            resets.append(action)
+        carry_out(action)
+
+    chaos._carry_out = watch  # type: ignore[method-assign]
+    prompt = [3, 1, 2, 5, 4, 6, 7, 8]
+    for owner, said in (("a", [8]), ("a", [8]), ("b", [1, 8]), ("b", [8]), ("a", [1, 8])):
+        resets.clear()
+        chaos.begin(0, prompt, 2, owner=owner)
+        while not chaos.told[0].finished:
+            chaos.step()
+        assert [len(reset.tokens) for reset in resets] == said, owner

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jsonschema
 import pydantic
 import pytest
-from serving import served
+from serving import serving
 
 httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
@@ -57,8 +57,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "{% if enable_thinking %}<think>\n{% endif %}{# <think></think> #}{% if budget %}{{ budget + 1 }}{% endif %}"
     )
     options = "--slots", "2", "--ctx-size", "1024", "--chat-template", str(template), "--ping", "0.02"
-    with served(*options, log=folder / "log") as address:
-        yield address
+    with serving(folder, *options) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +101,16 @@ def test_a_call_in_a_stream(client: Any) -> None:
     chunks = list(chat(client, tool_choice="required", stream=True, seed=3))
     deltas = [c.choices[0].delta for c in chunks if c.choices]
     assert deltas[0].role == "assistant"
-    (call,) = [call for d in deltas for call in d.tool_calls or []]
-    checked(call.function.name, call.function.arguments)
+    first, *further = [call for d in deltas for call in d.tool_calls or []]
+    assert first.id and first.type == "function" and len(further) > 3  # piece by piece
+    assert all(call.index == 0 and call.id is None and call.function.name is None for call in further)
+    checked(first.function.name, "".join(call.function.arguments for call in (first, *further)))
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     assert not any(d.content for d in deltas)
 
 
 def test_a_stream_that_waits_for_a_call_is_not_silent(server: str) -> None:
-    body = {"messages": QUESTION, "tools": TOOLS, "tool_choice": "required", "stream": True, "temperature": 0}
+    body = {"messages": QUESTION, "tools": TOOLS, "stream": True, "temperature": 0, **only(CALL * 3)}
     with httpx.stream("POST", f"{server}/v1/chat/completions", json=body, timeout=60) as answer:
         lines = list(answer.iter_lines())
     assert lines[-2] == "data: [DONE]" and lines.count(": still here") >= 2
@@ -143,8 +145,39 @@ def test_results_of_calls_go_on(client: Any, server: str) -> None:
 
 
 def test_a_call_that_had_no_room(client: Any) -> None:
-    answer = chat(client, tool_choice="required", max_tokens=4).choices[0]
-    assert answer.finish_reason == "length" and not answer.message.tool_calls
+    answer = chat(client, tool_choice="required", max_tokens=2).choices[0]
+    assert answer.finish_reason == "length" and not answer.message.tool_calls and not answer.message.content
+
+
+def test_a_call_that_was_cut_off_is_there_as_far_as_it_came(client: Any, claude: Any) -> None:
+    """In every form that has one; only a message's `input` must be whole, so that it is empty."""
+    forced = {"tool_choice": {"type": "function", "function": {"name": "get_weather"}}, "seed": 3}
+    whole = chat(client, **forced).choices[0].message.tool_calls[0].function.arguments
+    answer = chat(client, **forced, max_tokens=30).choices[0]
+    (call,) = answer.message.tool_calls
+    assert answer.finish_reason == "length" and call.function.name == "get_weather" and call.id
+    assert whole.startswith(call.function.arguments) and 0 < len(call.function.arguments) < len(whole)
+    chunks = [c.choices[0] for c in chat(client, **forced, max_tokens=30, stream=True)]
+    pieces = [call.function.arguments for c in chunks for call in c.delta.tool_calls or []]
+    assert "".join(pieces) == call.function.arguments and chunks[-1].finish_reason == "length"
+    asked = {"tools": CLAUDES, "tool_choice": {"type": "tool", "name": "get_weather"}, "max_tokens": 30}
+    used = message(claude, **asked)
+    assert used.stop_reason == "max_tokens" and used.content[0].input == {}
+    deltas = [e.delta.partial_json for e in message(claude, **asked, stream=True) if e.type == "content_block_delta"]
+    assert len(deltas) > 3 and whole.startswith("".join(deltas)) and deltas[0].startswith("{")
+    item = respond(client, tools=FLAT, tool_choice="required", max_output_tokens=30).output[0]
+    assert item.type == "function_call" and item.status == "incomplete"
+
+
+def test_thoughts_and_guesses_are_counted(client: Any) -> None:
+    text = "<think>\nRome is hot.\n</think>\n\nSunny."
+    answer = chat(client, extra_body=only(text))
+    details = answer.usage.completion_tokens_details
+    assert 4 <= details.reasoning_tokens < answer.usage.completion_tokens
+    assert chat(client, tools=None, max_tokens=9).usage.completion_tokens_details.reasoning_tokens == 0
+    timings = chat(client, tools=None, max_tokens=60).timings
+    assert 0 <= timings["draft_n_accepted"] <= timings["draft_n"]
+    assert timings["draft_n"] - timings["draft_n_accepted"] <= 60  # no more than one wrong guess a token is judged
 
 
 @pytest.mark.parametrize("opened", [False, True])

@@ -22,6 +22,8 @@ def test_every_codec_gives_one_text_in_every_mode_and_fewer_bytes() -> None:
                 texts.add(result.text)
                 if mode == "off":
                     sizes[wire] = result.wire_bytes_per_token
+            assert (", not exact" in result.line().replace(" · ", ", ")) == (wire != "f32") == (not result.exact)
+            assert p.exact == p.live().exact == result.exact
             assert len(texts) == 1, wire  # a row's rounding does not depend on the run it travels in
     assert sizes["f32"] > sizes["f16"] > sizes["q8"] > sizes["q4"]
     assert sizes["bf16"] == pytest.approx(sizes["f16"], rel=0.1)  # the texts differ a little

@@ -79,7 +79,7 @@ def chat(
             model=pipeline.plan.target.sha256,
             system=system,
         )
-        stop = tuple(sampling_options.stop or ())
+        stop = sampling_options.stops
         settings = ChatSettings(
             pipeline, conversation, sampling, max_tokens=max_tokens, stop=stop, show_draft=show_draft
         )

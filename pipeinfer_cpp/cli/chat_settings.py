@@ -134,7 +134,7 @@ class ChatSettings:
         def change(text: str) -> None:
             value = _parsed(name, kind, text)
             dataclasses.replace(self.pipeline.plan.options, **{name: value}).check()
-            if name == "mode" and value != "off" and self.pipeline.plan.draft is None:
+            if name == "mode" and value != "off" and not self.pipeline.plan.guesses:
                 raise UserError(f"mode {value} needs a draft model: start the chat with one.")
             self.pipeline.configure(**{name: value})
 
@@ -166,7 +166,7 @@ class ChatSettings:
         self.max_tokens = number
 
     def _set_stop(self, text: str) -> None:
-        self.stop = () if text.lower() in _OFF else (text.replace("\\n", "\n"),)
+        self.stop = () if text.lower() in _OFF else (parsing.stop_text(text),)
 
     def _set_system(self, text: str) -> None:
         self._conversation.system = "" if text.lower() in _OFF else text

@@ -47,7 +47,7 @@ def here(given: str | Path) -> Path:
 def with_files(options: Options) -> Options:
     """The same with files in place of names on Hugging Face."""
     target = here(options.target) if options.target is not None else None
-    draft = here(options.draft) if options.draft is not None else None
+    draft = options.draft if options.draft is None or options.ngram else here(options.draft)
     return replace(options, target=target, draft=draft)
 
 

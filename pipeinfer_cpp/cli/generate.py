@@ -77,7 +77,7 @@ def generate(
     with opened(options, drafts="tell") as pipeline, OneInterrupt() as interrupt, reading() as report:
         asked = text if raw else _asked(pipeline, text, template, variables)
         generation = pipeline.generate(
-            asked, max_tokens=max_tokens, sampling=sampling, stop=tuple(sampling_options.stop or ()), reading=report
+            asked, max_tokens=max_tokens, sampling=sampling, stop=sampling_options.stops, reading=report
         )
         shown = 0
         try:

@@ -50,7 +50,7 @@ class Driver:
         """The draft worker, while it is given up for its silence only: it is taken up again when it answers."""
         self._curves = [CostCurve(m.curve) for m in session.loaded]
         self._piece, self._n_vocab = session.vocabulary.piece, session.vocabulary.size
-        self.exact = plan.exact
+        self.exact = plan.faithful
         self._active = plan.active
         self.engine = Engine(settings, self._curves, hop=0.0002)
         self.trace = Trace(len(self._stages)) if trace else None
@@ -260,6 +260,7 @@ class Driver:
         self._tell(back)
         for answer in self._answers.values():
             answer.tally.warnings.append(back)
+            answer.job.cached = 0
         self._feed(ev.Lost())
 
     def _gone(self, death: WorkerDied) -> list[Peer]:
@@ -351,6 +352,7 @@ class Driver:
             self._draft.link.send(msg.DraftTurn(job.sampling, job.slot))
         self._figures.event(f"Slot {job.slot}: a prompt of {(n := len(job.prompt))} token{'s' if n != 1 else ''}.")
         self._feed(ev.Prompt(job.prompt, job.max_tokens, job.goes_on, job.slot, job.owner), now)
+        job.cached = self.engine.slots[job.slot].turn.kept
 
     def _start(self, job: Job, said: tuple[int, ...] = (), root: int = 0) -> None:
         """The next run of the slot tells the sampler of its turn."""

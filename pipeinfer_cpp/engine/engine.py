@@ -32,7 +32,7 @@ class Engine:
         self.settings = settings
         self.pipe = pipe = Pipe(Pace(curves, hop), cancels=settings.on("cancel"))
         self.pool = SequencePool(settings.sides * settings.slots, settings.slots)
-        self.worker = DraftWorker(alive=settings.mode != "off")
+        self.worker = DraftWorker(alive=settings.mode != "off" and "draft" in settings.proposers)
         stash = Stash(settings.stash, settings.stash_longest)
         self._common = Common(pipe, self.pool, self.worker, stash, Governor(lambda: pipe.pace.plain))
         self._out = self._common.out
@@ -134,6 +134,8 @@ class Engine:
 
     def _pump(self) -> None:
         """Send what can leave now."""
+        for slot in self.slots:
+            slot.guess(self._now)
         self._roots()
         waiting = [slot.waits_since for slot in self.slots if slot.waits]
         if all(since > self._read for since in waiting):  # a root lets one chunk past, and no second one

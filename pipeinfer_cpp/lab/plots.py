@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.lab.sweep import Done
+from pipeinfer_cpp.system.versions import installing
 
 COLOURS = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -31,8 +30,7 @@ def figure(width: float = 8.0, height: float = 4.5) -> tuple[Any, Any]:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
-        python = shlex.quote(sys.executable)
-        raise UserError(f"Pictures need matplotlib: run {python} -m pip install matplotlib") from None
+        raise UserError(f"Pictures need matplotlib: run {installing('matplotlib')}") from None
     return plt.subplots(figsize=(width, height), layout="constrained")
 
 

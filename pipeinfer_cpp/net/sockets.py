@@ -40,7 +40,9 @@ CALM = 0.75
 """The share of the usual wait that an active one sleeps first."""
 
 
-def _prepare(socket: zmq.Socket[bytes]) -> None:
+def _prepare(socket: zmq.Socket[bytes], address: str) -> None:
+    if "://[" in address:  # not for names: of those ZeroMQ would try the first IPv6 address only
+        socket.setsockopt(zmq.IPV6, 1)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
@@ -93,7 +95,7 @@ class Link(Generic[T]):
     def __init__(self, context: zmq.Context[Any], address: str, kind: Any) -> None:
         self.address = address
         self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-        _prepare(self._socket)
+        _prepare(self._socket, address)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -154,7 +156,7 @@ class Server(Generic[T]):
 
     def __init__(self, context: zmq.Context[Any], address: str, kind: Any) -> None:
         self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-        _prepare(self._socket)
+        _prepare(self._socket, address)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind)
