@@ -223,7 +223,7 @@ def test_a_second_choice_is_as_likely_as_the_draft_says_and_never_sure(first: fl
     tree.add(tree.root, 3, second, side=True, origin="sibling")
     tree.add(tree.root, 2, first)
     chosen = select(
-        tree.root, pace=Pace([LEVEL]), calibration=Calibration(), level=0.0, max_rows=1, last_row=90, eog=frozenset()
+        tree.root, pace=Pace([LEVEL]), trust=Trust(), level=0.0, max_rows=1, last_row=90, eog=frozenset()
     )
     assert [node.token for node in chosen] == [2]
 
