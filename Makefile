@@ -15,10 +15,10 @@ chat: $(VENV)/.installed
 	@$(BIN)/pipeinfer chat --pair demo
 
 install:
+	@command -v pipx >/dev/null || command -v uv >/dev/null || \
+		{ echo "pipx or uv is needed (Debian and Ubuntu: apt install pipx; macOS: brew install pipx)."; exit 2; }
 	@echo "Installing; llama.cpp is compiled for this CPU: that takes some minutes."
-	@if command -v pipx >/dev/null; then pipx install --force .; \
-	elif command -v uv >/dev/null; then uv tool install --force .; \
-	else echo "pipx or uv is needed (Debian and Ubuntu: apt install pipx; macOS: brew install pipx)."; exit 2; fi
+	@if command -v pipx >/dev/null; then pipx install --force '.[server]'; else uv tool install --force '.[server]'; fi
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest
@@ -41,7 +41,7 @@ $(VENV)/.made:
 
 $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 	@echo "Installing; the first time, llama.cpp is compiled for this CPU: that takes some minutes."
-	@$(BIN)/pip install --quiet --disable-pip-version-check .
+	@$(BIN)/pip install --quiet --disable-pip-version-check '.[server]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml

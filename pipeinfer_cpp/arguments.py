@@ -59,6 +59,14 @@ def truth(name: str, value: Any) -> bool:
 def text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name}: text is needed, not {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code, at = ord(value[error.start]), error.start
+        if 0xDC80 <= code <= 0xDCFF:  # Python's way to keep a byte of a command line, or of a file's name
+            raise UserError(f"{name}: the text is not UTF-8 (byte 0x{code - 0xDC00:02X} at position {at}).") from None
+        half = f"{value[error.start]!a} at position {at}"
+        raise UserError(f"{name}: the text holds half a character ({half}): leave it out.") from None
     return value
 
 
@@ -118,6 +126,8 @@ def stage_list(name: str, value: Any) -> int | tuple[str, ...]:
 
 def stop_strings(stop: Any) -> tuple[str, ...]:
     """One stop string, or several."""
+    if not isinstance(stop, Iterable):
+        raise TypeError(f"stop: text or a list of texts is needed, not {stop!r}")
     found: tuple[str, ...] = several(text)("stop", stop)
     return found
 

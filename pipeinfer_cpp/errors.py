@@ -39,6 +39,11 @@ class FormLost(PipeInferError):
     """A text cannot be kept to the form that was asked for any further. The pipeline goes on."""
 
 
+def naming_settings(error: UserError) -> UserError:
+    """The same of a setting that was not typed as an option, so its name is the argument's."""
+    return UserError(_OPTION.sub(_argument, str(error)))
+
+
 @contextmanager
 def naming_options() -> Iterator[None]:
     """This process is a command, or a worker whose words a command may show: errors name options."""

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeinfer_cpp.arguments import sampling_of, stop_strings, token_ids, truth, whole
+from pipeinfer_cpp.arguments import sampling_of, stop_strings, text, token_ids, truth, whole
 from pipeinfer_cpp.cluster.driver import Driver
 from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.engine import Settings
@@ -38,6 +38,8 @@ class Line:
         self._last: Result | None = None
         self.past_elsewhere: Past | None = None
         """The conversation while it stands in no slot; only the driver's thread changes it."""
+        self.stashed = 0
+        """The number under which the stages keep its cells meanwhile, 0 where they do not."""
 
     def generate(
         self,
@@ -78,6 +80,7 @@ class Line:
             slot = board.slot_of(self)
             if slot is not None:
                 return board.driver.past(slot)
+            board.driver.run(lambda: None)  # it may be on its way out of its slot
             return self.past_elsewhere or Past((), (), board.settings.chunk)
 
     def recall(self, past: Past) -> None:
@@ -91,13 +94,13 @@ class Line:
             if slot is not None:
                 board.driver.recall(slot, past)
             else:
-                self.past_elsewhere = past
+                board.driver.run(lambda: self._elsewhere(past))
 
     def forget(self) -> None:
         """Compute the next prompt from its beginning, whatever the stages still hold of it."""
         with self._board.lock:
             self.rest()
-            self.past_elsewhere = None
+            self._board.driver.run(lambda: self._elsewhere(None))
             if (slot := self._board.slot_of(self)) is not None:
                 self._board.driver.forget(slot)
 
@@ -109,6 +112,7 @@ class Line:
             self.job.wait()
         with self._board.lock:
             self._board.leave(self)
+            self._board.driver.run(lambda: self._elsewhere(self.past_elsewhere), wait=False)
 
     def rest(self, refused: str = "This can only be done between generations") -> None:
         """Nothing is under way in it: wait for a generation that was told to stop, refuse while another one runs."""
@@ -122,13 +126,16 @@ class Line:
         """In the driver's thread: the slot is this conversation's from now on."""
         if others is self:
             return
+        before = slot.past
+        stashed = slot.change(self.past_elsewhere, self.stashed, keep=others is not None)
         if others is not None:
-            others.past_elsewhere = slot.past
-        if self.past_elsewhere is not None:
-            slot.recall(self.past_elsewhere)
-        else:
-            slot.forget()
-        self.past_elsewhere = None
+            others.past_elsewhere, others.stashed = before, stashed
+        self.past_elsewhere, self.stashed = None, 0
+
+    def _elsewhere(self, past: Past | None) -> None:
+        """In the driver's thread: this is the conversation now, and the stages keep nothing of it without a slot."""
+        self._board.driver.engine.drop(self.stashed)
+        self.past_elsewhere, self.stashed = past, 0
 
 
 class Switchboard:
@@ -189,10 +196,11 @@ class Switchboard:
         owner: str,
     ) -> Job:
         """What `generate` was asked for, checked and made plain. Raises UserError."""
+        self.check_alive()
         sampling = sampling_of(sampling).seeded().within(self.settings.n_ctx)
         notes = []
         if isinstance(prompt, str):
-            tokens = tuple(self.vocabulary.tokenize(prompt, begin=True))
+            tokens = tuple(self.vocabulary.tokenize(text("prompt", prompt), begin=True))
             if self.vocabulary.begins(prompt):
                 notes.append("The prompt begins with the model's start token itself and gets no second one.")
         else:

@@ -97,6 +97,11 @@ class Options:
         if not isinstance(self.emulate, Cluster | None):
             raise TypeError(f"emulate: a cluster or the name of one is needed, not {self.emulate!r}")
 
+    @property
+    def ngram(self) -> bool:
+        """In place of a draft model the text itself guesses what comes next."""
+        return str(self.draft) == "ngram"
+
     def check(self) -> None:
         """Raise UserError for values that cannot be."""
         n = self.n_stages

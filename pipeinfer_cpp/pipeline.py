@@ -11,7 +11,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -74,7 +74,7 @@ class Pipeline:
             raise
         self.plan: Plan = self._session.plan
         self.vocabulary = self._session.vocabulary
-        self.exact = self.plan.exact
+        self.exact = self.plan.faithful
         self.kv_type = self._session.loaded[0].kv_type
         self.threads = [m.threads for m in self._session.loaded]
         """Of each stage."""
@@ -176,16 +176,20 @@ class Pipeline:
 
         Raises UserError, and changes nothing, for values that the stages were not opened for.
         """
-        opened, held = self._session.settings, {"n_ctx", "chunk", "eog", "exact", "checkpoints", "slots"}
+        opened = self._session.settings
+        held = {"n_ctx", "chunk", "eog", "exact", "checkpoints", "slots", "stash", "stash_longest"}
         for name in sorted(changes.keys() & held):
             if changes[name] != getattr(self.settings, name):
                 raise UserError(f"{name} cannot be changed while the pipeline is open: open another one with it.")
         changes = {name: _KINDS[name](name, value) if name in _KINDS else value for name, value in changes.items()}
+        known = {field.name for field in fields(self.settings)} - held
+        if unknown := sorted(changes.keys() - known - held):
+            raise UserError(f"configure: there is no setting {unknown[0]!r} (there are {', '.join(sorted(known))}).")
         try:
             settings = replace(self.settings, **changes)
         except (TypeError, ValueError) as error:
             raise UserError(f"These settings cannot be: {error}.") from None
-        if settings.mode != "off" and self.plan.draft is None:
+        if settings.mode != "off" and not self.plan.guesses:
             raise UserError(f"mode {settings.mode} needs a draft model: this pipeline was opened without one.")
         for name in ("branches", "max_rows", "max_ahead"):
             if not 1 <= whole(name, getattr(settings, name)) <= getattr(opened, name):

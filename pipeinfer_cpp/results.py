@@ -14,7 +14,7 @@ from pipeinfer_cpp.engine.stats import Stats
 @dataclass(frozen=True, slots=True)
 class Token:
     """One final token. `text` is what became certain with it (maybe nothing: half a character, or the
-    beginning of a stop string). `origin`: `target`, `draft` (accepted) or `sibling`."""
+    beginning of a stop string). `origin`: `target`, `draft` (accepted), `sibling` or `ngram`."""
 
     id: int
     text: str

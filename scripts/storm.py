@@ -3,7 +3,7 @@
 python scripts/storm.py http://127.0.0.1:8080 --requests 1000 --at-once 16
 
 Before it begins, each greedy text is asked for alone; every one that is completed in the storm must be the same, and
-none may come out otherwise behind it. Ends with 1 when anything was wrong.
+none may come out otherwise behind it. Says on stderr how far it is. Ends with 1 when anything was wrong.
 """
 
 from __future__ import annotations
@@ -77,6 +77,9 @@ class Storm:
     wrong: list[str] = field(default_factory=list)
     expected: dict[str, str] = field(default_factory=dict)
     """The text behind each prompt, asked for alone."""
+    done: int = 0
+    slowest: dict[str, float] = field(default_factory=dict)
+    """By kind of request: the longest that one took, in seconds."""
 
     async def run(self, requests: int, at_once: int) -> None:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -85,7 +88,9 @@ class Storm:
             for prompt in PROMPTS:
                 self.expected[prompt] = (await self._text(client, prompt)) or ""
             left = iter(range(requests))
+            telling = asyncio.create_task(self._tell(requests))
             await asyncio.gather(*(self._worker(client, left) for _ in range(at_once)))
+            telling.cancel()
             for prompt in PROMPTS:
                 await self._greedy(client, prompt, "afterwards")
             await self._all_idle(client)
@@ -94,11 +99,21 @@ class Storm:
         kinds = (self._whole, self._streamed, self._left_early, self._stopped, self._bad, self._impatient, self._drawn)
         for _ in left:
             kind = self.rng.choice(kinds)
-            self.asked[kind.__name__.strip("_")] += 1
+            name, began = kind.__name__.strip("_"), time.monotonic()
+            self.asked[name] += 1
             try:
                 await kind(client)
             except httpx.HTTPError as error:
-                self.wrong.append(f"{kind.__name__}: {type(error).__name__} {error}")
+                self.wrong.append(f"{name}: {type(error).__name__} {error}")
+            self.done += 1
+            self.slowest[name] = max(self.slowest.get(name, 0.0), time.monotonic() - began)
+
+    async def _tell(self, requests: int) -> None:
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(10)
+            seconds = time.monotonic() - began
+            print(f"{seconds:5.0f} s: {self.done} of {requests}, {len(self.wrong)} wrong", file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------------------------------------- kinds
 
@@ -232,8 +247,9 @@ class Storm:
     def __str__(self) -> str:
         asked = ", ".join(f"{n} {name}" for name, n in sorted(self.asked.items()))
         codes = ", ".join(f"{n} of {code}" for code, n in sorted(self.statuses.items()))
-        return "\n".join([f"asked: {asked}", f"answers: {codes}", f"texts compared: {self.compared}",
-                          f"wrong: {len(self.wrong)}", *self.wrong[:20]])  # fmt: skip
+        slow = ", ".join(f"{seconds:.1f} s {name}" for name, seconds in sorted(self.slowest.items()))
+        lines = [f"asked: {asked}", f"answers: {codes}", f"slowest: {slow}", f"texts compared: {self.compared}"]
+        return "\n".join([*lines, f"wrong: {len(self.wrong)}", *self.wrong[:20]])
 
 
 def main() -> int:

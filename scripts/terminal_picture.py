@@ -2,8 +2,8 @@
 
     python scripts/terminal_picture.py docs/chat.svg
 
-Runs `pipeinfer chat` in tmux (which must be installed), types, waits for what comes, and draws what the
-terminal shows.
+Runs `make chat`, which must have installed everything before, in tmux; types, waits for what comes, and draws what
+the terminal shows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-WIDTH, HEIGHT = 96, 34
-COMMAND = "pipeinfer chat --pair demo --stages 3 --show-draft --seed 7 --temp 0.4 --max-tokens 70"
-LINES = ("Who lives in the forest?", "Tell me a story about a little fox.", "/stats")
+WIDTH, HEIGHT = 96, 40
+COMMAND = "make chat"
+LINES = ("Who lives in the forest?", "Tell me a story about a little fox.")
 
 
 def tmux(*words: str) -> str:
@@ -42,7 +42,7 @@ def record() -> str:
     """What the terminal shows in the end, with its colours."""
     tmux("new-session", "-d", "-x", str(WIDTH), "-y", str(HEIGHT), "env", "PS1=$ ", "TERM=xterm-256color", "sh")
     try:
-        tmux("send-keys", f"clear; {COMMAND}", "Enter")
+        tmux("send-keys", COMMAND, "Enter")
         settled(4.0)
         for line in LINES:
             tmux("send-keys", line, "Enter")
@@ -58,7 +58,7 @@ def main() -> int:
     path = parser.parse_args().picture
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text.from_ansi(record().rstrip("\n")))
-    console.save_svg(str(path), title="pipeinfer chat")
+    console.save_svg(str(path), title="make chat")
     return 0
 
 

@@ -78,12 +78,31 @@ class ChaosStage:
     """By sequence, what a recurrent model has read; None when an aborted decode left it half written."""
     kept: dict[int, History | None] = field(default_factory=dict)
     recurrent: bool = False
+    stashed: dict[int, History] = field(default_factory=dict)
+    """Sequences that are out of the cache, by number."""
 
     def begin(self) -> None:
         run, dead = self.inbox.popleft()
         for op in run.ops:
             if op.kind == "snapshot":
                 self.kept[op.src] = self.states.get(op.seq, ())
+                continue
+            if op.kind == "stash":
+                assert op.src not in self.stashed
+                self.stashed[op.src] = self.history(op.seq, op.p0 - 1)
+                assert max(c.pos for c in self.cells if op.seq in c.seqs) == op.p0 - 1, f"run {run.id}: not all of it"
+                for cell in self.cells:
+                    cell.seqs.discard(op.seq)
+                self.cells = [c for c in self.cells if c.seqs]
+                continue
+            if op.kind == "unstash":
+                assert not any(op.seq in c.seqs for c in self.cells), f"run {run.id}: {op} on what is not empty"
+                tokens = self.stashed.pop(op.src)
+                assert len(tokens) == op.p0
+                self.cells += [Cell(pos, token, {op.seq}) for pos, token in enumerate(tokens)]
+                continue
+            if op.kind == "drop":
+                del self.stashed[op.src]
                 continue
             if op.kind == "restore":
                 state = self.states[op.seq] = self.kept[op.src]

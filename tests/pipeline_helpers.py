@@ -76,9 +76,15 @@ class HandStage:
     """A stage started by hand on loopback TCP."""
 
     def __init__(
-        self, log: Path, own: Path = TARGET, port: int | None = None, more: tuple[str, ...] = (), **env: str
+        self,
+        log: Path,
+        own: Path = TARGET,
+        port: int | None = None,
+        more: tuple[str, ...] = (),
+        host: str = "127.0.0.1",
+        **env: str,
     ) -> None:
-        self.address = f"tcp://127.0.0.1:{port or free_port()}"
+        self.address = f"tcp://{host}:{port or free_port()}"
         self.log = log
         environment = dict(os.environ, PYTHONPATH=str(ROOT), **env)
         command = [
@@ -117,8 +123,10 @@ class HandStage:
 
 
 @contextlib.contextmanager
-def hand_stages(folder: Path, n: int, own: Path = TARGET, **env: str) -> Iterator[list[HandStage]]:
-    stages = [HandStage(folder / f"stage{i}.log", own, **env) for i in range(n)]
+def hand_stages(
+    folder: Path, n: int, own: Path = TARGET, host: str = "127.0.0.1", **env: str
+) -> Iterator[list[HandStage]]:
+    stages = [HandStage(folder / f"stage{i}.log", own, host=host, **env) for i in range(n)]
     try:
         yield [s.listen() for s in stages]
     finally:
@@ -128,7 +136,8 @@ def hand_stages(folder: Path, n: int, own: Path = TARGET, **env: str) -> Iterato
 
 def answers(address: str, seconds: float) -> bool:
     """True when something accepts connections there."""
-    host, port = address.removeprefix("tcp://").split(":")
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    host = host.strip("[]")
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), seconds):
         return True
     return False

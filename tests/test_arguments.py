@@ -17,7 +17,7 @@ from pipeinfer_cpp.engine import Settings
 from pipeinfer_cpp.errors import naming_options
 
 ODD: list[Any] = [
-    None, "", "x\0", -1, 0, 2**70, float("nan"), float("inf"), np.float32(0.5), np.int64(3), np.array([1.5]),
+    None, "", "x\0", "x\ud800", -1, 0, 2**70, float("nan"), float("inf"), np.float32(0.5), np.int64(3), np.array([1.5]),
     [], [None], {}, {"a": 1}, b"x", object(), True, 1j,
 ]  # fmt: skip
 

@@ -53,6 +53,10 @@ BAD = {
     "kind": RunHeader(1, "end", (Op("rm -rf", 0, 0, -1),), (), ()),
     "slot": RunHeader(1, "end", (Op("restore", 0, 0, -1, 3),), (), ()),
     "p0": RunHeader(1, "end", (Op("rm", 0, -5, -1),), (), ()),
+    "stash of a sequence": RunHeader(1, "end", (Op("stash", 2, 5, -1, 1),), (), ()),
+    "stash of nothing": RunHeader(1, "end", (Op("stash", 0, 0, -1, 1),), (), ()),
+    "stash of too much": RunHeader(1, "end", (Op("unstash", 0, 513, -1, 1),), (), ()),
+    "stash's number": RunHeader(1, "end", (Op("drop", 0, 0, -1, 0),), (), ()),
     "row's sequence": RunHeader(1, "decode", (), (ROW._replace(seq=99),), ()),
     "row's position": RunHeader(1, "decode", (), (ROW._replace(pos=-7),), ()),
     "row's token": RunHeader(1, "decode", (), (ROW._replace(token=1 << 20),), ()),
@@ -64,10 +68,17 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_a_stage_refuses_numbers_that_cannot_be(what: str) -> None:
-    limits = Limits(n_seq=2, n_ctx=1024, n_rows=64, n_vocab=1024, checkpointed=False)
+    limits = Limits(n_seq=2, n_ctx=1024, n_rows=64, n_vocab=1024, checkpointed=False, stash=512)
     limits.check(RunHeader(1, "decode", (Op("rm", 1, 0, -1), Op("cp", 1, 3, -1, 0)), (ROW,), ()))
+    limits.check(RunHeader(1, "end", (Op("stash", 1, 512, -1, 7), Op("drop", 0, 0, -1, 7)), (), ()))
     with pytest.raises(PipeInferError, match=r"run 1 |must be"):
         limits.check(BAD[what])
+
+
+def test_a_stage_that_cannot_keep_a_conversation_is_asked_for_none() -> None:
+    limits = Limits(n_seq=2, n_ctx=1024, n_rows=64, n_vocab=1024, checkpointed=True)
+    with pytest.raises(PipeInferError, match="run 1 asks for an impossible operation"):
+        limits.check(RunHeader(1, "end", (Op("stash", 1, 5, -1, 7),), (), ()))
 
 
 @pytest.mark.parametrize("what", ["seq_rm", "row's token"])
@@ -121,7 +132,7 @@ def test_measurements_that_cannot_be() -> None:
     good = Loaded({1: 0.1, 2: 0.2}, 4, "f16", 1.0, 1)
     assert claims.loaded(good, True) is None and claims.loaded(replace(good, curve={}), False) is None
     curves: list[dict[int, float]] = [{}, {1: -0.1}, {1: float("nan")}, {4: 0.1}]
-    changes: list[dict[str, object]] = [{"safe_width": 0}, *({"curve": curve} for curve in curves)]
+    changes: list[dict[str, object]] = [{"safe_width": 0}, {"stash": -1}, *({"curve": curve} for curve in curves)]
     for changed in changes:
         assert "impossible" in str(claims.loaded(replace(good, **changed), True))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_conversation import conversation, turn
 
-from pipeinfer_cpp.cli.chat_store import KEPT, ChatStore
+from pipeinfer_cpp.cli.chat_store import KEPT, ChatStore, worth_saying
 from pipeinfer_cpp.errors import UserError
 
 
@@ -41,6 +41,21 @@ def test_an_open_question_is_kept_and_a_resumed_chat_goes_on_in_its_file(tmp_pat
         store.resume(2, again)
 
 
+def test_two_chats_that_go_on_with_the_same_one_lose_nothing(tmp_path: Path) -> None:
+    store, c = ChatStore(tmp_path), conversation()
+    turn(c, "Hi")
+    store.write(c, seed=1)
+    both = [(ChatStore(tmp_path), conversation()) for _ in range(2)]
+    for own, its in both:
+        own.resume(1, its)
+    for number in range(2):
+        for name, (own, its) in zip("ab", both, strict=True):
+            turn(its, f"{name}{number}")
+            own.write(its, seed=1)
+    found = [[m["content"] for m in chat.messages if m["role"] == "user"] for chat in store.newest()]
+    assert sorted(found) == [["Hi", "a0", "a1"], ["Hi", "b0", "b1"]]
+
+
 def test_not_enabled_it_writes_nothing(tmp_path: Path) -> None:
     store, c = ChatStore(tmp_path, enabled=False), conversation()
     turn(c, "Hi")
@@ -48,3 +63,10 @@ def test_not_enabled_it_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="no chat to resume"):
         store.resume(1, c)
+
+
+def test_what_never_helps_is_said_once_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a chat or by `generate`, whichever comes first."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    cores, other = "3 processes share 2 cores here: expect no speed-up on this machine.", "Something else."
+    assert [worth_saying([cores, other]) for _ in range(2)] == [[cores, other], [other]]

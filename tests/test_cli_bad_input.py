@@ -20,6 +20,7 @@ from pipeinfer_cpp.cluster.plan import outline
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.llama.library import lib
 from pipeinfer_cpp.options import Options
+from pipeinfer_cpp.system.versions import installing
 
 GENERATE = ["generate", "--prompt", "Hi", "--max-tokens", "2"]
 PAIR = '[pair.x]\ntarget = { path = "none.gguf" }\n'
@@ -107,6 +108,7 @@ GENERATING: list[tuple[str, str]] = [
     ("--trace nowhere/trace.json", "cannot be written"),
     ("--nothing", "--nothing"),
     ("--max-token 3", "Did you mean --max-tokens?"),
+    ("--temperature 1", "Did you mean --temp?"),
     ("--max-tokens -2", "or -1"),
     ("word", "one prompt"),
 ]
@@ -155,6 +157,21 @@ def running(folder: Path) -> Iterator[dict[str, Future[Ended]]]:
 @pytest.mark.parametrize(("line", "words"), CASES, ids=[line for line, _ in CASES])
 def test_bad_input(running: dict[str, Future[Ended]], line: str, words: str) -> None:
     check(running[line].result(), words)
+
+
+def test_what_an_extra_brings_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command that installs it into the environment that this one runs in, wherever that came from."""
+    missing = "import sys; sys.modules.update(uvicorn=None, matplotlib=None)"
+    (tmp_path / "sitecustomize.py").write_text(missing)
+    monkeypatch.setitem(ENV, "PYTHONPATH", f"{tmp_path}{os.pathsep}{ENV['PYTHONPATH']}")
+    install = f"run {sys.executable} -m pip install "
+    assert installing("x") == f"{sys.executable} -m pip install x"
+    monkeypatch.setattr("pipeinfer_cpp.system.versions.find_spec", lambda _name: None)
+    assert installing("x") == f"uv pip install --python {sys.executable} x"
+    for command, name in ((["serve"], "uvicorn"), (["bench", "--plot", "p.png"], "matplotlib")):
+        ended = pipeinfer(*command, cwd=tmp_path)
+        said = " ".join(ended.err.split())
+        assert ended.code == 2 and install in said and name in said.partition(install)[2], ended.err
 
 
 def test_layers_for_a_gpu_that_llama_cpp_was_not_built_for(folder: Path) -> None:

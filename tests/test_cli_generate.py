@@ -99,6 +99,19 @@ def test_a_stop_string_ends_the_text_before_it(text: str) -> None:
     assert found["finish_reason"] == "stop" and found["text"] == text[: text.index(stop)]
 
 
+def test_a_typed_stop_string_may_hold_a_line_break() -> None:
+    """As in the chat's `/set stop`."""
+    asked = ["generate", "--json", *GREEDY, "--prompt", "Café 世"]
+    whole = objects(pipeinfer(*asked))["text"]
+    found = objects(pipeinfer(*asked, "--stop", "\\n\\n"))
+    assert "\n\n" in whole and found["text"] == whole[: whole.index("\n\n")] and found["finish_reason"] == "stop"
+
+
+def test_a_prompt_that_is_not_utf_8_is_said_to_be_none() -> None:
+    result = pipeinfer("generate", "--raw", b"Caf\xe9".decode(errors="surrogateescape"))
+    assert result.code == 2 and "the text is not UTF-8 (byte 0xE9 at position 3)" in result.err
+
+
 def test_a_grammar_shapes_the_text() -> None:
     options = ["--raw", "--grammar", 'root ::= " yes" | " no"', "--max-tokens", "16", "--seed", "1"]
     found = objects(pipeinfer("generate", "--prompt", PROMPT, "--json", *options))

@@ -79,8 +79,8 @@ def test_an_unexpected_error_leaves_a_report(
 
 
 COMMANDS = (
-    "", "generate", "chat", "stage", "slice", "bench", "tune", "simulate", "verify", "trace", "doctor", "top", "models",
-    "models list", "models inspect", "models pull", "models rm", "models prune", "models inflate",
+    "", "generate", "chat", "stage", "slice", "bench", "tune", "simulate", "verify", "trace", "doctor", "top", "serve",
+    "models", "models list", "models inspect", "models pull", "models rm", "models prune", "models inflate",
 )  # fmt: skip
 
 
@@ -97,6 +97,13 @@ def test_help_fits_a_small_terminal(
     monkeypatch.setenv("COLUMNS", "200")
     assert run([*command.split(), "--help-all"]) == 0
     assert "All options: --help-all" in lines and len(capfd.readouterr().out.splitlines()) > 8
+
+
+def test_the_same_name_has_each_commands_own_meaning(capfd: pytest.CaptureFixture[str]) -> None:
+    for command, word in (("slice", "even slices"), ("verify", "links"), ("chat", "addresses")):
+        run([command, "--help"])
+        [line] = [line for line in capfd.readouterr().out.splitlines() if "--stages" in line]
+        assert word in line
 
 
 def test_all_options_are_in_the_long_help() -> None:

@@ -47,6 +47,14 @@ def test_a_cache_that_cannot_be_written() -> None:
     assert found["ipc socket"]["mark"] == "ok"  # the others go on
 
 
+def test_the_cache_counts_what_is_on_the_disk(tmp_path: Path) -> None:
+    """Slices have holes where a tensor is not theirs."""
+    with (tmp_path / "slice.gguf").open("wb") as file:
+        file.truncate(5_000_000_000)
+    _, found = marks("--quick", PIPEINFER_CACHE=str(tmp_path))
+    assert ": 0.0 GB used" in found["cache"]["text"]
+
+
 def test_a_broken_models_toml(tmp_path: Path) -> None:
     (tmp_path / "pipeinfer").mkdir()
     (tmp_path / "pipeinfer" / "models.toml").write_text("[pair.x\n")

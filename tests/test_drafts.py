@@ -9,10 +9,11 @@ import pytest
 from cli_helpers import pipeinfer
 from pipeline_helpers import DRAFT, TARGET
 
+from pipeinfer_cpp import Pipeline, Sampling
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.models.drafts import find_draft
 from pipeinfer_cpp.models.registry import Registry
-from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft
+from pipeinfer_cpp.net.messages import ContextOptions, DraftReset, DraftRoom, DraftTurn, LoadDraft
 from pipeinfer_cpp.workers.draft import Drafter
 
 
@@ -56,3 +57,28 @@ def test_a_draft_uses_the_cpu_where_only_the_stages_have_a_gpu() -> None:
     options = ContextOptions(n_ctx=256, n_seq=2, chunk=64, threads=1, gpu_layers=99)
     loaded = Drafter(LoadDraft(str(DRAFT), options, 1, (2,)), lambda: False).loaded
     assert loaded.threads == 1
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 200])
+def test_a_first_prompt_is_read_from_its_first_token(n: int) -> None:
+    """Chunk after chunk, then guessed from, however long it is."""
+    options = ContextOptions(n_ctx=256, n_seq=2, chunk=64, threads=1)
+    drafter = Drafter(LoadDraft(str(DRAFT), options, 1, (2,)), lambda: False)
+    try:
+        for order in (DraftTurn(Sampling(temp=0)), DraftReset(1, 0, tuple(range(10, 10 + n))), DraftRoom(n)):
+            drafter.obey(order)
+        [path] = drafter._paths.paths.values()
+        assert (len(path.tokens), path.cached) == (n, 0)
+        steps = [drafter.step() for _ in range(-(-n // 64))]
+        assert [said is not None for said in steps] == [False] * (len(steps) - 1) + [True]
+        assert (len(path.tokens), path.cached) == (n + 1, n)
+    finally:
+        drafter.close()
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_speculation_goes_on_behind_a_long_prompt(mode: str) -> None:
+    words = "Once upon a time there was a little fox who lived in the wood. " * 10
+    with Pipeline.local(pair="demo", stages=1, mode=mode) as pipeline:
+        result = pipeline.generate(words, max_tokens=24, sampling=Sampling(temp=0)).wait()
+    assert result.n_prompt > 64 and result.draft.accepted and not result.warnings

@@ -7,6 +7,7 @@ import random
 import pytest
 from engine_driver import Chaos, ChaosWorld
 from hypothesis import given
+from hypothesis import settings as of_hypothesis
 from hypothesis import strategies as st
 
 from pipeinfer_cpp.engine import CostCurve, Settings
@@ -76,6 +77,7 @@ def batches(chaos: Chaos) -> dict[int, tuple[int, int]]:
     return computed
 
 
+@of_hypothesis(deadline=None)
 @given(st.integers(0, 1 << 30), st.booleans())
 def test_the_chunk_of_a_row_depends_on_the_prompt_alone(seed: int, recurrent: bool) -> None:
     """Of a prompt, (chunk that a position was computed in) is a function of the prompt alone."""
@@ -114,6 +116,7 @@ def test_a_turn_that_ends_within_its_prompt_leaves_no_trace() -> None:
     assert (kept_now, ranges) == (4, [(4, 8), (8, 10), (10, 12), (12, 13), (13, 15)])
 
 
+@of_hypothesis(deadline=None)
 @given(st.integers(0, 1 << 30), st.booleans(), st.sampled_from(["off", "async"]))
 def test_a_conversation_on_another_pipeline_is_computed_in_the_same_batches(
     seed: int, recurrent: bool, mode: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from pipeinfer_cpp.engine.governor import Governor
 from pipeinfer_cpp.engine.pacing import Pace
 from pipeinfer_cpp.engine.pipe import Pipe
 from pipeinfer_cpp.engine.run import Row
-from pipeinfer_cpp.engine.speculation import Calibration, select, worth
+from pipeinfer_cpp.engine.speculation import Calibration, Trust, plan_width, select
 from pipeinfer_cpp.engine.stats import Stats
 from pipeinfer_cpp.engine.tree import Node, Tree
 from pipeinfer_cpp.sim.cluster import VirtualCluster
@@ -69,17 +70,22 @@ def test_acceptance_by_depth_has_no_gap() -> None:
 # ----------------------------------------------------------------------------------------- what is learnt
 
 
-def test_a_draft_that_is_surer_or_less_sure_than_right_is_calibrated() -> None:
+def test_old_verdicts_weigh_less() -> None:
     calibration = Calibration(prior=4, memory=0.5)
     assert calibration(0.55) == pytest.approx(0.55)
     calibration.learn(0.55, True)
     assert calibration(0.55) == pytest.approx((4 * 0.55 * 0.5 + 1) / (4 * 0.5 + 1)) and calibration(0.65) == 0.65
+    calibration.learn(0.55, False)
+    assert calibration(0.55) == pytest.approx((4 * 0.55 * 0.25 + 0.5) / (4 * 0.25 + 1.5))
+
+
+def test_a_draft_that_is_surer_or_less_sure_than_right_is_calibrated() -> None:
     for a, low, high in ((0.95, 0.8, 1.0), (0.05, 0.0, 0.2)):
         world = independent(400, a)
         world.guesses = {i: guess._replace(prob=0.55) for i, guess in world.guesses.items()}
         cluster = Watched(world, governor=False)
         cluster.generate(world.text[:8], 380)
-        assert low < cluster.engine.slots[0].speculation.calibration(0.55) < high
+        assert low < cluster.engine.slots[0].speculation.trust.draft(0.55) < high
 
 
 def test_the_pause_between_turns_is_no_tokens_time() -> None:
@@ -103,6 +109,7 @@ def test_a_governor_that_sees_a_probe_begins_with_nothing() -> None:
 
 
 def test_plain_is_a_run_of_one_row() -> None:
+    assert Pace([CostCurve.linear(0.01)] * 3).plain == pytest.approx(3 * 0.01)
     assert Pace([CostCurve.linear(0.01, 0.02)] * 3, hop=0.001).plain == pytest.approx(3 * 0.01 + 4 * 0.001)
 
 
@@ -140,24 +147,93 @@ def test_a_wire_is_slow_only_where_runs_waited_for_it() -> None:
     assert pace.row == 0.0
 
 
-def test_what_a_run_is_worth_by_hand() -> None:
-    """Two stages of 20 ms and 10 ms for a further row: three rows occupy one for 40 ms, and a miss in them is known
-    40 ms later, where the last row is not right."""
-    pace = Pace([CostCurve.linear(0.02, 0.01)] * 2)
-    assert worth(pace, [1.0], 1.0) == pytest.approx(1 / 0.02)
-    assert worth(pace, [1.0, 0.8, 0.6], 0.6) == pytest.approx(2.4 / (0.04 + 0.04 * 0.4))
+def test_late_news_are_no_slow_wire() -> None:
+    """Runs of four rows, 25 ms apart, through two stages of 20 ms over a quick wire. A third of what the coordinator
+    hears of the second stage comes 30 ms late: on a busy machine, anything does."""
+    pace, rng, news = Pace([CostCurve.linear(0.02)] * 2), random.Random(1), []
+    told = 0.0
+    for run in range(1, 300):
+        left = 0.025 * run
+        pace.sent(run, 4, 0.0)
+        told = max(told, left + 0.021 + rng.choice((0.0, 0.0, 0.03)))
+        news += [(left, 0, run), (told, 1, run)]
+    rows = []
+    for at, stage, run in sorted(news):
+        pace.ready(stage, run, at, 0.02)
+        rows.append(pace.row)
+    assert sum(rows) / len(rows) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("alive", "ahead", "rows"),
+    [
+        ([1.0, 0.6, 0.36], 0, 1),  # 20 x 1.6 + 20 x 0.64 = 44.8 ms, together 30 + 30 x 0.64 = 49.2
+        ([1.0, 0.9, 0.81], 0, 2),  # 20 x 1.9 + 20 x 0.19 = 41.8 ms, together 30 + 30 x 0.19 = 35.7
+        ([1.0, 0.6, 0.36], 2, 2),  # behind two rows a single one is late too: 20 x 1.6 + 30 x 0.64 = 51.2
+        ([1.0, 0.95, 0.0], 0, 1),  # nothing follows: the second row is known after 60 ms in either case, the first 40
+        ([1.0, 1.0, 1.0, 1.0], 0, 3),  # 60, 30 x 1.5, 40 ms
+    ],
+)
+def test_what_a_plan_takes_by_hand(alive: list[float], ahead: int, rows: int) -> None:
+    """Two stages of 20 ms and 10 ms for a further row."""
+    assert plan_width(alive, Pace([CostCurve.linear(0.02, 0.01)] * 2), 8, ahead) == rows
+
+
+def test_a_plan_pays_for_the_wire() -> None:
+    """Rows are free on the stages, and take 50 ms each on the slowest link."""
+    pace = Pace([CostCurve.linear(0.02)] * 2)
+    alive = [0.8**k for k in range(9)]
+    assert plan_width(alive, pace, 4) == 4
+    pace.row = 0.05
+    pace._known.clear()
+    assert plan_width(alive, pace, 4) == 1
 
 
 @pytest.mark.parametrize(("prob", "rows"), [(0.55, 1), (0.95, 2)])
 def test_a_draft_goes_with_the_root_where_that_is_worth_it(prob: float, rows: int) -> None:
-    """One more row: 1.55 / (30 + 20 x 0.45) tokens a ms is less than 1 / 20, 1.95 / (30 + 20 x 0.05) is more."""
+    """Two drafts of which nothing is known: alone 20 x (1 + 0.95 + 0.9) + 20 = 77 ms, in twos 30 x 1.45 + 30 = 73.5."""
     tree = Tree(1, 5)
-    tree.add(tree.root, 2, prob)
+    tree.add(tree.add(tree.root, 2, prob), 3, prob)
     pace = Pace([CostCurve.linear(0.02, 0.01)] * 2)
+    chosen = select(tree.root, pace=pace, trust=Trust(), level=0.0, max_rows=8, last_row=7, eog=frozenset())
+    assert [node.token for node in chosen] == [1, 2, 3][:rows]
+
+
+def test_what_will_be_drafted_is_part_of_the_plan() -> None:
+    """Two sure drafts at the end of a text leave one by one; where more of them follow, in one run."""
+    tree = Tree(1, 5)
+    tree.add(tree.root, 2, 0.95)
+    pace, trust = Pace([CostCurve.linear(0.02, 0.01)] * 2), Trust()
+    for _ in range(500):
+        trust.draft.learn(0.95, True)
+
+    def rows(last_row: int) -> int:
+        chosen = select(
+            tree.root, pace=pace, trust=trust, level=0.0, max_rows=8, last_row=last_row, eog=frozenset()
+        )
+        return len(chosen)
+
+    assert rows(6) == 1 and rows(30) == 2
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.35, 0.3), (0.95, 0.99)])
+def test_a_second_choice_is_as_likely_as_the_draft_says_and_never_sure(first: float, second: float) -> None:
+    tree = Tree(1, 5)
+    tree.root.run = 1
+    tree.add(tree.root, 3, second, side=True, origin="sibling")
+    tree.add(tree.root, 2, first)
     chosen = select(
-        tree.root, pace=pace, calibration=Calibration(), level=0.0, max_rows=8, last_row=90, eog=frozenset()
+        tree.root, pace=Pace([LEVEL]), calibration=Calibration(), level=0.0, max_rows=1, last_row=90, eog=frozenset()
     )
-    assert len(chosen) == rows
+    assert [node.token for node in chosen] == [2]
+
+
+def test_a_drafted_token_takes_what_most_of_them_took() -> None:
+    engine = Engine(Settings(n_ctx=64), [LEVEL])
+    engine.handle(ev.Prompt((1, 2, 3), 20), 0.0)
+    for pos, seconds in ((3, 0.002), (4, 0.004), (5, 0.0)):
+        engine.handle(ev.Drafted(1, pos, 9, 0.9, seconds=seconds), 0.01)
+    assert engine.worker.interval == pytest.approx(0.0022)
 
 
 def test_second_choices_are_asked_for_more_when_first_ones_are() -> None:

@@ -51,6 +51,7 @@ def cases(draw: st.DrawFn, mode: str | None = None) -> Case:
             eog=frozenset({EOG}),
             ablate=frozenset(draw(st.lists(st.sampled_from(TECHNIQUES), max_size=1))),
             checkpoints=checkpoints,
+            proposers=frozenset(draw(st.sampled_from((("draft",), ("draft",), ("ngram",), ("draft", "ngram"))))),
         ),
         tuple(
             draw(
@@ -96,6 +97,7 @@ def check(chaos: Chaos, prompt: list[int], whole: list[int]) -> None:
         assert not stage.recurrent or stage.states.get(0, ()) == tuple(engine.slots[0].cached)
     # 6. No stage ran out of cells.
     assert max(s.peak for s in chaos.stages) <= engine.settings.kv_cells(len(chaos.stages))
+    assert max(len(s.kept) for s in chaos.stages) <= engine.settings.states(len(chaos.stages))
     # Every draft has exactly one fate.
     stats = engine.slots[0].stats
     assert stats.proposed == stats.accepted + stats.rejected + stats.wasted

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hybrid_models import speaking
 from pipeline_helpers import DRAFT, TARGET
 from tiny_models import Tiny, build
 
@@ -15,7 +16,7 @@ from pipeinfer_cpp.cluster.fit import KV_UNASKED, Fit, Machine
 from pipeinfer_cpp.cluster.plan import outline
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, split_by_shares
-from pipeinfer_cpp.gguf.needs import PROGRAM, Model, Room
+from pipeinfer_cpp.gguf.needs import CELL, PROGRAM, Model, Room
 from pipeinfer_cpp.llama import library
 from pipeinfer_cpp.options import Options
 from pipeinfer_cpp.system.memory import Memory
@@ -51,6 +52,24 @@ def test_the_stages_share_the_layers() -> None:
     assert sum(part.cell for part in parts) == whole.cell == 12 * 2 * 256 * 34 / 32
     assert whole.weights == pytest.approx(model.source.size_bytes, rel=0.02)
     assert all(part.total > part.weights + part.kv + PROGRAM for part in parts)
+
+
+def test_what_conversations_without_a_slot_may_keep(long: Model) -> None:
+    """A tenth of what the tightest machine has left, and room for two that change places."""
+    two = machine(1.0, "a"), machine(0.5, "b")
+    cell = long.source.n_layers / 2 * 2 * 32 * 2 + CELL
+    left = 0.5 * GB - fit(long, *two).stages(1024)[1].total
+    assert fit(long, *two).stash(1024) == pytest.approx(left / 10 / cell - 1024, rel=0.001)
+    one = fit(long, two[1], two[1])
+    left = 0.5 * GB - one.by_machine(1024)[two[1]]
+    assert one.stash(1024) == pytest.approx(left / 10 / (2 * cell) - 1024, rel=0.001)
+    assert fit(long, two[0], Machine("not known")).stash(1024) == 0
+    assert fit(long, machine(0.066, "full")).stash(1024) == 0
+
+
+def test_states_that_are_not_cells_are_not_kept(tmp_path: Path) -> None:
+    hybrid = Model(Source.open(speaking(tmp_path / "hybrid.gguf", "qwen35")))
+    assert fit(hybrid, machine(2.0)).stash(1024) == 0
 
 
 def test_an_embedding_counts_where_it_is_the_head(tmp_path: Path) -> None:

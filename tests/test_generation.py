@@ -188,9 +188,11 @@ def test_a_closed_pipeline_refuses_and_nothing_aborts() -> None:
         generation.wait()
     generation.close()
     vocabulary = pipeline.vocabulary
-    for use in (lambda: vocabulary.tokenize("a"), lambda: vocabulary.name(1), lambda: begin(pipeline)):
+    for use in (lambda: vocabulary.tokenize("a"), lambda: vocabulary.name(1)):
         with pytest.raises(PipeInferError):
             use()
+    with pytest.raises(PipeInferError, match=r"^This pipeline has ended: This pipeline was closed\.$"):
+        begin(pipeline)
 
 
 @pytest.mark.parametrize("prompt", [np.array([40, 41, 42]), np.array([40, 41], np.uint8), (40, 41), range(40, 43)])
@@ -225,6 +227,8 @@ def test_numbers_of_every_kind(p: Pipeline, text: str, sampling: Any) -> None:
         ({"sampling": 3}, TypeError, "sampling"),
         ({"max_tokens": 2.5}, TypeError, "max_tokens"),
         ({"stop": [3]}, TypeError, "stop"),
+        ({"stop": 5}, TypeError, "^stop: text or a list of texts is needed, not 5$"),
+        ({"prompt": "a\ud800b"}, UserError, "^prompt: the text holds half a character"),
         ({"prompt": [{"role": "user", "content": "Hello"}]}, TypeError, "prompt"),
         ({"prompt": ["a"]}, TypeError, "prompt"),
         ({"prompt": [1 << 40]}, UserError, "vocabulary"),
@@ -243,8 +247,9 @@ def test_what_cannot_be_is_refused_and_harms_nothing(
 )
 def test_settings_that_the_stages_were_not_opened_for(p: Pipeline, text: str, changes: dict[str, Any]) -> None:
     before = p.settings
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="|".join([*changes, "mode"])) as error:
         p.configure(**changes)
+    assert "__init__" not in str(error.value)
     assert p.settings == before
     works(p, text)
 

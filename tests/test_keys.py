@@ -115,7 +115,7 @@ def test_a_wrong_key_and_none_are_told(home: Path) -> None:
     with network_stages(home, 1) as (stage,):
         stage.trust(keys.identity().text)
         for address in (f"tcp://{other}@127.0.0.1:{stage.port}", f"tcp://127.0.0.1:{stage.port}"):
-            with pytest.raises(UserError, match=r"does not let this machine in|does not answer"):
+            with pytest.raises(UserError, match=r"does not let this machine in|wants a key|does not answer"):
                 local(stages=[address], draft=None)
         with pytest.raises(UserError, match="is not a key"):
             local(stages=[f"tcp://abc@127.0.0.1:{stage.port}"], draft=None)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from pipeline_helpers import DRAFT, PROMPT, local
 
+from pipeinfer_cpp.cluster.fit import Fit
 from pipeinfer_cpp.errors import PipeInferError
 from pipeinfer_cpp.generation import Generation
 from pipeinfer_cpp.line import Line
@@ -95,6 +96,47 @@ def test_turns_go_on_in_a_slot_that_others_had_meanwhile(pipeline: Pipeline) -> 
     assert [tokens for _, tokens in lines] == expected
     for line, _ in lines:
         line.close()
+
+
+Said = list[tuple[int, float]]
+"""Tokens and their log-probabilities."""
+
+
+def next_turn(pipeline: Pipeline, line: Line, i: int, said: Said) -> int:
+    """The next turn of conversation `i`. Returns the rows computed."""
+    words = " ".join(PROMPTS[(i + len(said)) % 5 :]) + " " if not said else PROMPTS[i]
+    prompt = [*line.past().tokens, *pipeline.vocabulary.tokenize(words, begin=not said)]
+    generation = line.generate(prompt, max_tokens=8, sampling=sampling(i), goes_on=True)
+    said += [(token.id, token.logprob) for token in generation]
+    assert generation.result is not None
+    return generation.result.runs.rows
+
+
+@pytest.mark.parametrize(("budget", "found"), [(0, "none"), (400, "some"), (None, "all")])
+def test_evicted_conversations_come_back_bit_for_bit(
+    budget: int | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five of them over two slots, by computing their cells again and with cells that the stages kept:
+    log-probabilities are those of conversations that stayed."""
+    if budget is not None:
+        monkeypatch.setattr(Fit, "stash", lambda _fit, _n_ctx: budget)
+    with local(slots=2, stages=2, ctx=512, mode="off", draft=None) as p:
+        expected: list[Said] = [[] for _ in range(5)]
+        stayed = 0
+        for i, said in enumerate(expected):
+            line = p.conversation(f"alone {i}")
+            stayed += sum(next_turn(p, line, i, said) for _ in range(3))
+            line.close()
+        lines = [(p.conversation(f"one of many {i}"), Said()) for i in range(5)]
+        order = [0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 0, 1, 2, 3, 4]
+        rows = sum(next_turn(p, lines[i][0], i, lines[i][1]) for i in order)
+        assert [said for _, said in lines] == expected
+        assert (rows == stayed) == (found == "all")
+        assert len(p.driver.engine.kept) in {"none": (0,), "some": (1, 2), "all": (3,)}[found]
+        for line, _ in lines:
+            line.close()
+        p.driver.run(lambda: None)
+        assert not any(line.stashed for line, _ in lines) and not p.driver.engine.kept
 
 
 def test_one_more_than_there_are_slots_is_refused(pipeline: Pipeline) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from browser import chromium
-from serving import served
+from serving import serving
 
 QUESTION, STORY = "Who lives in the forest?", "Tell me a story about a little fox."
 DEMO = "--pair", "demo", "--stages", "2", "--slots", "2"
@@ -27,8 +27,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def url(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(*DEMO, log=tmp_path_factory.mktemp("page") / "log") as address:
-        yield f"{address}/"
+    with serving(tmp_path_factory.mktemp("page"), *DEMO) as server:
+        yield f"{server.url}/"
 
 
 class Visit:
@@ -391,9 +391,9 @@ def test_where_the_context_is_full_the_oldest_questions_go(visit: Callable[..., 
 
 
 def test_the_server_asks_for_a_key(browser: Any, tmp_path: Path) -> None:
-    with served(*DEMO, "--api-key", "sesame", log=tmp_path / "log") as url:
+    with serving(tmp_path, *DEMO, "--api-key", "sesame") as server:
         context = browser.new_context(viewport=WIDE)
-        v = Visit(context, f"{url}/")
+        v = Visit(context, f"{server.url}/")
         v.page.locator("#model", has_text="asks for an API key").wait_for()
         v.begin(QUESTION)
         v.page.locator("#settings[open]").wait_for()

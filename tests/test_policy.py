@@ -157,6 +157,22 @@ def test_what_was_under_way_when_a_probe_began_is_no_probe() -> None:
     assert governor.speculate
 
 
+def test_a_probe_that_is_a_little_slower_or_faster_decides() -> None:
+    """Speculating takes 10 ms a token, and plain is said to take 10.5: too close to believe. It takes 15, or 9.5."""
+    for plain, pays in ((0.015, True), (0.0095, False)):
+        governor = Governor(lambda: 0.0105)
+        said = turns(governor, 0.01, plain, 1, 24 + 1 + 10 + 1)
+        assert said.count(False) == (10 if pays else 11) and governor.speculate == pays
+    assert all(turns(Governor(lambda: 0.012), 0.01, 0.001, 1, 400))  # clear enough: nobody probes
+
+
+def test_each_pause_that_was_right_is_twice_as_long_as_the_last() -> None:
+    said = turns(Governor(lambda: 0.01), 0.02, 0.01, 1, 40_000)
+    pauses = "".join("s" if s else " " for s in said).split("s")
+    lengths = [len(pause) - 10 for pause in pauses if pause]  # without the probe's own tokens
+    assert lengths[:-1] == [64, 128, 256, 512, 1024, 2048] + [4096] * 8
+
+
 def plain_of(cluster: VirtualCluster) -> float:
     return cluster.engine.pipe.pace.plain
 
@@ -272,3 +288,6 @@ def test_beyond_the_last_width_a_curve_goes_on_and_never_falls() -> None:
     assert CostCurve({1: 0.01, 4: 0.04})(8) == pytest.approx(0.08)
     assert CostCurve({1: 0.04, 4: 0.03})(8) == pytest.approx(0.03)
     assert CostCurve({4: 0.03})(9) == 0.03 and CostCurve({1: 0.01, 3: 0.03})(2) == pytest.approx(0.02)
+    assert CostCurve({1: 0.001, 3: 0.003})(2) == pytest.approx(0.002)
+    with pytest.raises(ValueError, match="width of 1"):
+        CostCurve({0: 0.01, 2: 0.02})

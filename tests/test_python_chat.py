@@ -64,6 +64,7 @@ def test_a_further_turn_computes_only_what_is_new(p: Pipeline) -> None:
         ([], UserError),
         ([{"role": "robot", "content": "Hi"}], UserError),
         ([{"role": [], "content": "Hi"}], UserError),
+        ([{"role": "user", "content": "a\ud800"}], UserError),
         ([{"role": "assistant", "content": "Hi"}], UserError),
     ],
 )

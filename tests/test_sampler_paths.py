@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -168,13 +170,38 @@ def test_what_was_looked_ahead_at_is_not_found_out_again(monkeypatch: pytest.Mon
     sampling = Sampling(temp=0.8, regex=r"ab*\.")  # a greedy draw asks for few tokens, which is as quick
     paths.begin(sampling, PROMPT)
     paths.look_ahead([(0, -1, 9), (1, 0, a), (2, 1, b)])
-    assert paths._helps is not None
-    paths._helps.result()
+    paths.looked_ahead()
     monkeypatch.setattr("pipeinfer_cpp.llama.guide._Points._go", lambda *_: pytest.fail("it was computed again"))
     drawn = [paths.draw(n, n - 1, t, 4 + n, logits_at((a, b)[:n])) for n, t in enumerate((9, a, b))]
     monkeypatch.undo()
     assert drawn == [plain(sampling, (a, b)[:n]) for n in range(3)]
     paths.close()
+
+
+def test_what_a_dead_run_wanted_is_left() -> None:
+    """Its masks would stand before those of the next run, and before the end of the turn."""
+    vocab, n_vocab, pieces = demo_vocab()
+    paths = PathSamplers(vocab, n_vocab)
+    paths.pieces = pieces
+    a = tokens_of("a")[0]
+    paths.begin(Sampling(temp=0.8, regex=r"a*[a-z]{3,900}\."), PROMPT)
+    paths.looked_ahead()
+    guide = paths._base.guide() if paths._base is not None else None
+    assert guide is not None
+    masks = guide._points._masks
+    with guide._points._moving:  # the helper waits here
+        paths.look_ahead([(n, n - 1, a) for n in range(1, 40)])
+        paths.look_ahead([(1, 0, a), (2, 1, a)])
+    paths.looked_ahead()
+    assert 3 <= len(masks) <= 4  # at the beginning, of the dead run at most one, and those of the run that lives
+    with guide._points._moving:
+        paths.look_ahead([(n, n - 1, a) for n in range(3, 40)])
+        closing = threading.Thread(target=paths.close)
+        closing.start()
+        while paths._ahead is not None:
+            time.sleep(0.001)
+    closing.join()
+    assert len(masks) <= 5
 
 
 def test_a_final_node_that_has_not_come_yet_is_awaited() -> None:

@@ -6,7 +6,9 @@ import datetime
 import decimal
 import enum
 import json
+import math
 import re
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -71,6 +73,7 @@ REFUSED: dict[str, str] = {
     '{"type": "quaternion"}': "quaternion",
     '{"$ref": "https://example.com/x"}': "example.com",
     '{"$ref": "#/nowhere"}': "nowhere",
+    '{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#"}}}': "leads back to itself",
     '{"type": "string", "pattern": "^(?=a)$"}': "look-around",
     '{"type": "array", "uniqueItems": true}': "leave it out (in Pydantic: a list, not a set)",
     '{"not": {"type": "string"}}': '"not" cannot be kept',
@@ -349,14 +352,100 @@ def test_a_token_of_a_vocabulary_of_262144_takes_less_than_0_3_ms() -> None:
     assert min(best) < 0.3e-3
 
 
-def test_a_greedy_draw_near_the_end_of_a_bounded_string_takes_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There a mask of 262144 tokens takes some 2 ms, a check of the best few 0.01 ms."""
-    ours = sampler(temp=0, json_schema={"type": "string", "maxLength": 12})
+@pytest.mark.parametrize("settings", [{"temp": 0}, {"seed": 3}, {"seed": 3, "top_k": 200, "min_p": 0.0}])
+def test_a_draw_near_the_end_of_a_bounded_string_takes_no_mask(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a mask of 262144 tokens takes some 2 ms, a check of the best few 0.1 ms."""
+    ours = sampler(json_schema={"type": "string", "maxLength": 12}, **settings)
     assert all(ours.accept(t) for t in tokens_of('"It was'))
     monkeypatch.setattr("pipeinfer_cpp.llama.guide._Points.mask", lambda *_: pytest.fail("a mask was made"))
-    logits = logits_after((1,))
-    logits[tokens_of(" so")] += 90
-    assert ours.sample(logits, 9).token == tokens_of(" so")[0]
+    for seed in range(5):
+        logits = logits_after((seed,))
+        long = [t for t, text in enumerate(demo_vocab()[2].texts) if len(text) > 7][:50]
+        logits[long] += 30  # forbidden
+        logits[tokens_of(" so")] += 20
+        assert ours.sample(logits, 9).token == tokens_of(" so")[0]
+
+
+def test_masks_that_are_made_ahead_wait_for_draws_that_wait() -> None:
+    """Locks are not fair: all masks of a run would come before its first draw."""
+    text = guided_text(Sampling(json_schema=Person))
+    assert text is not None
+    guide = Guide(demo_vocab()[2], text)
+    points = guide._points
+    draw = threading.Thread(target=guide.allowed, args=(np.array([5]),))
+    helper = threading.Thread(target=guide.prepare)
+    with points._moving:  # as while a mask is made
+        draw.start()
+        until = time.monotonic() + 10
+        while not points._gate.locked():
+            assert time.monotonic() < until, "a draw does not say that it waits"
+            time.sleep(0.001)
+    draw.join()
+    with points._gate:  # as while a draw waits
+        helper.start()
+        helper.join(0.3)
+        assert helper.is_alive() and not points._masks
+    helper.join()
+    assert len(points._masks) == 1
+
+
+DRAWN_FORMS: list[tuple[dict[str, Any], str]] = [
+    ({"json_schema": {"type": "string", "maxLength": 12}}, '"It was the e"'),
+    ({"json_schema": Person}, '{"name": "Lily of here", "age": 4'),
+    ({"regex": r"[A-Z][a-z]{2,9}(, [a-z ]{2,9}){1,3}\."}, "The, old boat."),
+    ({"grammar": 'root ::= "ab"* [0-9]{1,3} "."'}, "abab12."),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_draw_is_that_of_the_whole_mask_whichever_few_were_looked_at(data: st.DataObject) -> None:
+    """The reference makes all that is forbidden unlikely without end, and knows no form."""
+    form, text = data.draw(st.sampled_from(DRAWN_FORMS))
+    chosen = {
+        "temp": data.draw(st.sampled_from([0.0, 0.3, 0.8, 2.0])),
+        "top_k": data.draw(st.sampled_from([1, 2, 5, 40, 100, 300, 0])),
+        "top_p": data.draw(st.sampled_from([0.05, 0.5, 0.95, 0.999, 1.0])),
+        "min_p": data.draw(st.sampled_from([0.0, 0.001, 0.05, 0.5])),
+        "typical_p": data.draw(st.sampled_from([1.0, 1.0, 1.0, 0.7])),
+        "seed": data.draw(st.integers(0, 99)),
+    }
+    ours, reference = sampler(**form, **chosen), sampler(**chosen)
+    tokens = tokens_of(text)
+    assert all(ours.accept(t) for t in tokens[: data.draw(st.integers(0, len(tokens)))])
+    assert ours._grammar is not None
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 20)))
+    n_vocab = demo_vocab()[1]
+    logits = rng.normal(size=n_vocab) * data.draw(st.sampled_from([0.3, 1.0, 3.0, 10.0]))
+    allowed = np.zeros(n_vocab, np.bool_)
+    allowed[ours._grammar.clone().all_allowed() if data.draw(st.booleans()) else _fresh_allowed(ours)] = True
+    logits += data.draw(st.sampled_from([0.0, 0.0, -4.0, -12.0])) * allowed  # what the model would not write itself
+    peaks = rng.choice(n_vocab, 30, replace=False)
+    logits[peaks] += rng.uniform(0, data.draw(st.sampled_from([0, 6, 20])), 30)
+    raw = logits.astype(np.float32)
+    if data.draw(st.booleans()):
+        raw[rng.choice(n_vocab, n_vocab // 2, replace=False)] = -math.inf  # as some models say of some
+    masked = np.where(allowed, raw, np.float32(-math.inf))
+    drawn = ours.sample(raw, 7)
+    if masked.max() == -math.inf:
+        assert drawn.prob == 0.0 and drawn.token in demo_vocab()[2].eog
+        return
+    expected = reference.sample(masked, 7)
+    assert drawn.token == expected.token
+    if chosen["temp"] > 0:
+        assert drawn.prob == pytest.approx(expected.prob, rel=1e-6)
+        if expected.second_prob > 0:
+            assert (drawn.second, drawn.second_prob) == (expected.second, pytest.approx(expected.second_prob, rel=1e-6))
+
+
+def _fresh_allowed(ours: Any) -> Any:
+    """What is allowed, found out without leaving a mask behind."""
+    allowed = ours._grammar.clone().all_allowed()
+    if isinstance(ours._grammar, Guide):
+        ours._grammar._points._masks.clear()
+    return allowed
 
 
 @settings(max_examples=40, deadline=None)
@@ -373,6 +462,19 @@ def test_tokens_checked_one_by_one_are_those_of_the_mask(data: st.DataObject) ->
         assert np.array_equal(single.allowed(ids), np.intersect1d(ids, at_most))
         assert np.array_equal(masked.allowed(ids), np.intersect1d(ids, at_most))
         assert single.accept(token) and masked.accept(token)
+
+
+def test_where_the_text_is_settled_a_check_allows_the_one_usual_token_as_a_mask_does() -> None:
+    """Otherwise what a draw is would depend on whether a mask was there."""
+    text = guided_text(Sampling(json_schema=Person))
+    assert text is not None
+    single, masked = Guide(demo_vocab()[2], text), Guide(demo_vocab()[2], text)
+    assert all(guide.accept(t) for guide in (single, masked) for t in tokens_of('{"'))
+    ids = np.array([t for t, text in enumerate(demo_vocab()[2].texts) if text and b'name": "'.startswith(text)])
+    usual = masked.all_allowed().tolist()
+    assert len(ids) > 1 and len(usual) == 1
+    assert single.allowed(ids).tolist() == masked.allowed(ids).tolist() == usual
+    assert not any(single.clone().accept(t) for t in ids.tolist() if t != usual[0])
 
 
 def wide_vocabulary() -> Pieces:

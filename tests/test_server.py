@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cli_helpers import pipeinfer
 from pipeline_helpers import local
-from serving import served
+from serving import serving
 
 from pipeinfer_cpp.sampling import Sampling
 
@@ -25,9 +25,10 @@ STORY = [{"role": "user", "content": "Tell me a story about a fox."}]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("serve") / "log"
-    with served("--slots", str(SLOTS), "--ctx-size", "512", "--queue", "4", "--max-body", "20000", log=log) as address:
-        yield address
+    options = "--slots", str(SLOTS), "--ctx-size", "512", "--queue", "4", "--max-body", "20000"
+    options = *options, "--allowed-host", "fox.test"
+    with serving(tmp_path_factory.mktemp("serve"), *options) as one:
+        yield one.url
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_forms(client: Any) -> None:
         ("chat/completions", "[" * 5000, 400, ""),
         ("chat/completions", {}, 400, "messages"),
         ("chat/completions", {"messages": []}, 400, "nothing to answer"),
-        ("chat/completions", {"messages": [{"role": "elf", "content": "x"}]}, 400, "the role 'elf'"),
+        ("chat/completions", {"messages": [{"role": "elf", "content": "x"}]}, 400, "not 'elf'"),
         ("chat/completions", {"messages": STORY, "temperature": "hot"}, 400, "Expected `float | null`"),
         ("chat/completions", {"messages": STORY, "top_p": 7}, 400, "top_p must be"),
         ("chat/completions", {"messages": STORY, "max_tokens": 0}, 400, "max_tokens"),
@@ -139,6 +140,13 @@ def test_forms(client: Any) -> None:
         ("chat/completions", {"messages": STORY, "top_logprobs": 3}, 400, "needs logprobs"),
         ("chat/completions", {"messages": STORY, "id_slot": 9}, 400, "id_slot"),
         ("chat/completions", {"messages": STORY, "response_format": {"type": "poem"}}, 400, "'poem'"),
+        (
+            "chat/completions",
+            {"messages": STORY, "response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}},
+            400,
+            'invalid JSON schema: "$ref": "#" leads back to itself and says nothing; put a schema there.',
+        ),
+        ("chat/completions", {"messages": STORY, "json_schema": {"$ref": "http://a.b/c"}}, 400, "is not in the schema"),
         ("chat/completions", {"messages": STORY, "grammar": "root ::= ("}, 400, "grammar"),
         (
             "chat/completions",
@@ -148,7 +156,7 @@ def test_forms(client: Any) -> None:
         ),
         ("chat/completions", {"messages": [{"role": "user", "content": "word " * 3000}]}, 400, "the context 512"),
         ("chat/completions", {"messages": [{"role": "user", "content": "word " * 9000}]}, 413, "20000 bytes"),
-        ("completions", {"prompt": ["a", "b"]}, 400, "One prompt"),
+        ("completions", {"prompt": ["a", "b"]}, 400, "one prompt"),
         ("completions", {"prompt": [1 << 40]}, 400, "no token"),
         ("completions", {"prompt": ""}, 400, ""),
         ("embeddings", {"input": "x"}, 501, "no embeddings"),
@@ -171,6 +179,23 @@ def test_what_is_no_json_is_refused(server: str) -> None:
     body = json.dumps({"messages": STORY})
     headers = {"Content-Type": "text/plain"}
     assert httpx.post(f"{server}/v1/chat/completions", content=body, headers=headers).status_code == 415
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/pipeline", "/slots"])
+def test_a_page_whose_name_points_here_reads_nothing(server: str, path: str) -> None:
+    """It would come with its own name (DNS rebinding): without keys only names of this machine are answered to."""
+    port = server.rpartition(":")[2]
+    for name in ("localhost", f"localhost:{port}", "LOCALHOST.", f"127.0.0.1:{port}", f"[::1]:{port}", "fox.test:80"):
+        assert httpx.get(f"{server}{path}", headers={"Host": name}).status_code == 200, name
+    for name in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "[::", ""):
+        refused = httpx.get(f"{server}{path}", headers={"Host": name})
+        assert refused.status_code == 403, name
+        said = refused.json()["error"]
+        assert "--allowed-host" in said["message"] and said["message"].count(".") <= 1 + name.count(".")
+    body = {"messages": STORY, "max_tokens": 1}
+    assert httpx.post(f"{server}/v1/chat/completions", json=body, headers={"Host": "evil.example"}).status_code == 403
+    said = httpx.post(f"{server}/v1/messages", json=body, headers={"Host": "evil.example"}).json()
+    assert said["error"]["type"] == "permission_error"
 
 
 def test_what_it_says_of_itself(server: str, client: Any) -> None:
@@ -262,7 +287,8 @@ def test_a_storm(server: str, expected: str) -> None:
 
 def test_keys_and_origins(tmp_path: Any) -> None:
     options = ("--api-key", "sesame", "--api-key", "second", "--cors", "https://example.org", "--slots", "1")
-    with served(*options, "--stages", "1", "--mode", "off", "--request-timeout", "2", log=tmp_path / "log") as server:
+    with serving(tmp_path, *options, "--stages", "1", "--mode", "off", "--request-timeout", "2") as one:
+        server = one.url
         assert httpx.get(f"{server}/health").status_code == 200
         assert httpx.get(f"{server}/").status_code == 200
         assert httpx.get(f"{server}/v1/models").status_code == 401
@@ -294,6 +320,7 @@ def test_keys_and_origins(tmp_path: Any) -> None:
         ("--host nowhere.invalid --insecure", "no address of this machine"),
         ("--port 99999", "--port"),
         ("--queue -1", "--queue"),
+        ("--allowed-host http://fox.test", "a name or an address alone"),
         ("--slots 0", "--slots"),
         ("--api-key-file nowhere", "cannot be read"),
     ],

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from cli_helpers import pipeinfer
 from pipeline_helpers import DRAFT, PROMPT, TARGET, until
-from server_process import Server, serving
+from serving import SMALL, Server, serving
 
 KEY, OTHER = "first-key-for-tests", "second-key-for-tests"
 ORIGIN = "https://example.org"
@@ -28,7 +28,7 @@ LONG = {"prompt": PROMPT, "max_tokens": 400, "temperature": 0, "logit_bias": {}}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One slot, one place in the queue, two keys, one other origin."""
-    more = ("--slots", "1", "--queue", "1", "--api-key", KEY, "--api-key", OTHER, "--cors", ORIGIN)
+    more = (*SMALL, "--slots", "1", "--queue", "1", "--api-key", KEY, "--api-key", OTHER, "--cors", ORIGIN)
     with serving(tmp_path_factory.mktemp("server"), *more, key=KEY) as server:
         yield server
 
@@ -267,13 +267,37 @@ def test_nobody_reads_another_keys_text(server: Server, http: httpx.Client) -> N
 
 
 def test_a_request_ends_when_its_time_is_over(tmp_path: Path) -> None:
-    with serving(tmp_path, "--request-timeout", "0.4", "--emulate", "10mbit") as server, server.client() as client:
+    slow = *SMALL, "--request-timeout", "0.4", "--emulate", "10mbit"
+    with serving(tmp_path, *slow) as server, server.client() as client:
         assert error(client.post("/v1/completions", json=LONG), 504)["code"] == "timeout"
         with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as streamed:
             events = [line for line in streamed.iter_lines() if line]
         assert len(events) > 1 and json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout"
         until(lambda: not any(slot["is_processing"] for slot in client.get("/slots").json()), 5)
         assert not client.get("/pipeline").json()["runs_in_flight"]
+
+
+def test_the_time_in_the_queue_is_a_part_of_it(tmp_path: Path) -> None:
+    """The second request waits for the first one's end, and has what is left of its time."""
+    long = {**LONG, "max_tokens": 900, "logit_bias": {"2": -1000}, "stream": True}
+    slow = "--stages", "2", "--ctx-size", "1024", "--threads", "1", "--slots", "1", "--emulate", "10mbit"
+    with serving(tmp_path, *slow, "--request-timeout", "2") as server, server.client() as client:
+        took: list[float] = []
+
+        def ask() -> None:
+            began = time.monotonic()
+            with server.client() as one, one.stream("POST", "/v1/completions", json=long) as streamed:
+                said = [line for line in streamed.iter_lines() if line]
+            took.append(time.monotonic() - began)
+            assert '"timeout"' in said[-1] and len(said) > 1
+
+        first = threading.Thread(target=ask)
+        first.start()
+        until(lambda: client.get("/slots").json()[0]["is_processing"], 5)
+        time.sleep(0.8)
+        ask()
+        first.join()
+    assert took[1] < took[0] + 0.6, took
 
 
 # --------------------------------------------------------------------------------------------- about, end
@@ -309,7 +333,7 @@ def test_a_port_that_is_taken(server: Server) -> None:
 
 def test_when_a_stage_dies_the_server_says_so_and_everybodys_text_goes_on(tmp_path: Path) -> None:
     short = {**LONG, "max_tokens": 60}
-    with serving(tmp_path) as server, server.client() as client:
+    with serving(tmp_path, *SMALL) as server, server.client() as client:
         expected = client.post("/v1/completions", json=short).json()["choices"][0]["text"]
         stage = next(pid for pid, role in server.workers().items() if role == "stage")
         with client.stream("POST", "/v1/completions", json={**short, "stream": True}) as held:
@@ -324,7 +348,7 @@ def test_when_a_stage_dies_the_server_says_so_and_everybodys_text_goes_on(tmp_pa
 
 
 def test_when_stages_die_for_good_the_server_says_so_and_ends(tmp_path: Path) -> None:
-    with serving(tmp_path) as server, server.client() as client:
+    with serving(tmp_path, *SMALL) as server, server.client() as client:
         killing = threading.Event()
 
         def kill() -> None:
@@ -348,7 +372,7 @@ def test_when_stages_die_for_good_the_server_says_so_and_ends(tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_it_in_the_middle_of_a_text(tmp_path: Path, number: int) -> None:
-    with serving(tmp_path) as server, server.client() as client:
+    with serving(tmp_path, *SMALL) as server, server.client() as client:
         with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as held:
             next(held.iter_lines())
             code = server.end(number, 15)

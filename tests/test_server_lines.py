@@ -146,6 +146,27 @@ def test_a_request_that_was_let_in_gets_all_its_choices(pipeline: Pipeline) -> N
     asyncio.run(main())
 
 
+def test_what_is_counted_as_cached_was_not_computed(pipeline: Pipeline) -> None:
+    """Rows as the stages computed them: of another owner's text, as many as if nobody had asked it."""
+
+    async def main() -> None:
+        lines = Lines(pipeline, 4)
+        prompt = [*range(5, 165)]
+        said = []
+        for owner, slot in (("me", 0), ("me", 0), ("you", 1), ("you", 0), ("me", 1), ("him", 0)):
+            answers = Answers(lines, Ask(owner, prompt, GREEDY, max_tokens=1, slot=slot))
+            async for _ in answers.tokens():
+                pass
+            await lines.settle()
+            said.append((answers.n_cached, answers.results[0].runs.rows))
+        kept = len(prompt) // 64 * 64
+        assert said[0] == said[2] == said[5] == (0, len(prompt))
+        assert said[1] == said[3] == (kept, len(prompt) - kept)
+        assert said[4] == (0, len(prompt))  # none of her slots is left
+
+    asyncio.run(main())
+
+
 def test_a_conversation_goes_on_in_its_own_slot(pipeline: Pipeline) -> None:
     """The slot whose text begins alike, of the same owner only; else the one used longest ago."""
 

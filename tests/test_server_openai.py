@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 from pipeline_helpers import GREEDY, PROMPT, ROOT, local, until
-from server_process import CTX, Server, serving
+from serving import CTX, SMALL, Server, serving
 
 from pipeinfer_cpp.sampling import Sampling
 
@@ -27,7 +27,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("server"), "--slots", "2") as server:
+    with serving(tmp_path_factory.mktemp("server"), *SMALL, "--slots", "2") as server:
         yield server
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jsonschema
 import pydantic
 import pytest
-from serving import served
+from serving import serving
 
 httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
@@ -54,11 +54,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     template.write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "<|im_start|>assistant\n"
-        "{% if enable_thinking %}<think>\n{% endif %}{# <think></think> #}"
+        "{% if enable_thinking %}<think>\n{% endif %}{# <think></think> #}{% if budget %}{{ budget + 1 }}{% endif %}"
     )
     options = "--slots", "2", "--ctx-size", "1024", "--chat-template", str(template), "--ping", "0.02"
-    with served(*options, log=folder / "log") as address:
-        yield address
+    with serving(folder, *options) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +101,16 @@ def test_a_call_in_a_stream(client: Any) -> None:
     chunks = list(chat(client, tool_choice="required", stream=True, seed=3))
     deltas = [c.choices[0].delta for c in chunks if c.choices]
     assert deltas[0].role == "assistant"
-    (call,) = [call for d in deltas for call in d.tool_calls or []]
-    checked(call.function.name, call.function.arguments)
+    first, *further = [call for d in deltas for call in d.tool_calls or []]
+    assert first.id and first.type == "function" and len(further) > 3  # piece by piece
+    assert all(call.index == 0 and call.id is None and call.function.name is None for call in further)
+    checked(first.function.name, "".join(call.function.arguments for call in (first, *further)))
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     assert not any(d.content for d in deltas)
 
 
 def test_a_stream_that_waits_for_a_call_is_not_silent(server: str) -> None:
-    body = {"messages": QUESTION, "tools": TOOLS, "tool_choice": "required", "stream": True, "temperature": 0}
+    body = {"messages": QUESTION, "tools": TOOLS, "stream": True, "temperature": 0, **only(CALL * 3)}
     with httpx.stream("POST", f"{server}/v1/chat/completions", json=body, timeout=60) as answer:
         lines = list(answer.iter_lines())
     assert lines[-2] == "data: [DONE]" and lines.count(": still here") >= 2
@@ -143,8 +145,39 @@ def test_results_of_calls_go_on(client: Any, server: str) -> None:
 
 
 def test_a_call_that_had_no_room(client: Any) -> None:
-    answer = chat(client, tool_choice="required", max_tokens=4).choices[0]
-    assert answer.finish_reason == "length" and not answer.message.tool_calls
+    answer = chat(client, tool_choice="required", max_tokens=2).choices[0]
+    assert answer.finish_reason == "length" and not answer.message.tool_calls and not answer.message.content
+
+
+def test_a_call_that_was_cut_off_is_there_as_far_as_it_came(client: Any, claude: Any) -> None:
+    """In every form that has one; only a message's `input` must be whole, so that it is empty."""
+    forced = {"tool_choice": {"type": "function", "function": {"name": "get_weather"}}, "seed": 3}
+    whole = chat(client, **forced).choices[0].message.tool_calls[0].function.arguments
+    answer = chat(client, **forced, max_tokens=30).choices[0]
+    (call,) = answer.message.tool_calls
+    assert answer.finish_reason == "length" and call.function.name == "get_weather" and call.id
+    assert whole.startswith(call.function.arguments) and 0 < len(call.function.arguments) < len(whole)
+    chunks = [c.choices[0] for c in chat(client, **forced, max_tokens=30, stream=True)]
+    pieces = [call.function.arguments for c in chunks for call in c.delta.tool_calls or []]
+    assert "".join(pieces) == call.function.arguments and chunks[-1].finish_reason == "length"
+    asked = {"tools": CLAUDES, "tool_choice": {"type": "tool", "name": "get_weather"}, "max_tokens": 30}
+    used = message(claude, **asked)
+    assert used.stop_reason == "max_tokens" and used.content[0].input == {}
+    deltas = [e.delta.partial_json for e in message(claude, **asked, stream=True) if e.type == "content_block_delta"]
+    assert len(deltas) > 3 and whole.startswith("".join(deltas)) and deltas[0].startswith("{")
+    item = respond(client, tools=FLAT, tool_choice="required", max_output_tokens=30).output[0]
+    assert item.type == "function_call" and item.status == "incomplete"
+
+
+def test_thoughts_and_guesses_are_counted(client: Any) -> None:
+    text = "<think>\nRome is hot.\n</think>\n\nSunny."
+    answer = chat(client, extra_body=only(text))
+    details = answer.usage.completion_tokens_details
+    assert 4 <= details.reasoning_tokens < answer.usage.completion_tokens
+    assert chat(client, tools=None, max_tokens=9).usage.completion_tokens_details.reasoning_tokens == 0
+    timings = chat(client, tools=None, max_tokens=60).timings
+    assert 0 <= timings["draft_n_accepted"] <= timings["draft_n"]
+    assert timings["draft_n"] - timings["draft_n_accepted"] <= 60  # no more than one wrong guess a token is judged
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -171,6 +204,24 @@ def test_forms_and_calls_that_must_come_are_not_thoughts(client: Any) -> None:
     jsonschema.validate(json.loads(message.content), WORD)
     (call,) = chat(client, tool_choice="required", extra_body=told).choices[0].message.tool_calls
     checked(call.function.name, call.function.arguments)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"budget": "much"}, 'does not work with budget = "much": leave out or change'),
+        ({"self": 1}, "does not work with self = 1: leave out or change"),
+        ({"messages": []}, "chat_template_kwargs: 'messages' comes from the request itself; leave it out."),
+    ],
+)
+def test_what_the_template_cannot_be_told(server: str, told: dict[str, Any], words: str) -> None:
+    for stream in (False, True):
+        body = {"messages": QUESTION, "max_tokens": 4, "chat_template_kwargs": told, "stream": stream}
+        answer = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=30)
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert words in error["message"] and error["param"] == "chat_template_kwargs"
+        assert error["type"] == "invalid_request_error" and error["message"].count(".") == 1
 
 
 class Owner(pydantic.BaseModel):
@@ -212,7 +263,7 @@ def test_pydantic_models_through_the_clients(client: Any, claude: Any) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"tool_choice": "always"}, "none of none, auto, required"),
+        ({"tool_choice": "always"}, "must be none, auto, required or"),
         ({"tool_choice": {"type": "function", "function": {"name": "fly"}}}, "no tool 'fly'"),
         ({"tools": None, "tool_choice": "required"}, "needs tools"),
         ({"tools": [{"type": "web_search"}]}, "only functions"),
@@ -307,7 +358,7 @@ def test_a_response_in_a_form(client: Any) -> None:
         ({"tools": [{"type": "web_search"}]}, "only functions"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.: an item of type 'item_reference'"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "reads text only"),
-        ({"text": {"format": {"type": "xml"}}}, "none of text, json_object"),
+        ({"text": {"format": {"type": "xml"}}}, "must be text, json_object or"),
         ({"max_output_tokens": 0}, "at least 1"),
     ],
 )
@@ -424,7 +475,7 @@ def test_errors_before_the_route_have_its_form(server: str) -> None:
 @pytest.mark.parametrize(
     ("path", "more", "said"),
     [
-        ("chat/completions", {"messages": [{"role": ["user"], "content": "x"}]}, "is none of"),
+        ("chat/completions", {"messages": [{"role": ["user"], "content": "x"}]}, "the role must be one of"),
         (
             "chat/completions",
             {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": 5}}},

@@ -190,6 +190,25 @@ def test_what_is_no_address(address: str) -> None:
     assert not worker_pids()
 
 
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as s:
+            s.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+def test_stages_with_addresses_of_ipv6(tmp_path: Path) -> None:
+    with hand_stages(tmp_path, 2, host="[::1]") as stages:
+        assert all("waiting for a coordinator at tcp://[::1]:" in stage.said for stage in stages)
+        with local(stages=[stage.address for stage in stages], draft=None) as pipeline:
+            here = text_of(pipeline, n=8)
+    with local(stages=2, draft=None) as pipeline:
+        assert text_of(pipeline, n=8) == here
+
+
 def test_a_port_in_use(pair: list[HandStage], tmp_path: Path) -> None:
     second = HandStage(tmp_path / "log", port=int(pair[0].address.rpartition(":")[2]))
     assert second.process.wait(20) == 2

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from cli_helpers import ENV, pipeinfer
-from serving import served
+from serving import serving
 from terminal import PROMPT, Terminal
 
 from pipeinfer_cpp.cluster.live import Live
@@ -26,8 +26,8 @@ from pipeinfer_cpp.ui.live_view import bar, spark
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = "--pair", "demo", "--stages", "2", "--slots", "1", "--api-key", "sesame"
-    with served(*options, log=tmp_path_factory.mktemp("top") / "log") as address:
-        yield f"{address}/"
+    with serving(tmp_path_factory.mktemp("top"), *options) as server:
+        yield f"{server.url}/"
 
 
 def ask(url: str, max_tokens: int = 20) -> None:
@@ -72,8 +72,8 @@ def test_it_is_live_and_ctrl_c_ends_it(url: str) -> None:
 
 
 def test_a_server_that_is_gone_is_waited_for(tmp_path: Path) -> None:
-    with served("--pair", "demo", "--stages", "1", log=tmp_path / "log") as address:
-        terminal = Terminal("top", address, "--interval", "0.1", columns=100)
+    with serving(tmp_path, "--pair", "demo", "--stages", "1") as server:
+        terminal = Terminal("top", server.url, "--interval", "0.1", columns=100)
         terminal.until("sends")
     with contextlib.closing(terminal):
         terminal.until("It does not answer any more; what is shown is what it said last.")

@@ -22,6 +22,8 @@ def test_every_codec_gives_one_text_in_every_mode_and_fewer_bytes() -> None:
                 texts.add(result.text)
                 if mode == "off":
                     sizes[wire] = result.wire_bytes_per_token
+            assert (", not exact" in result.line().replace(" · ", ", ")) == (wire != "f32") == (not result.exact)
+            assert p.exact == p.live().exact == result.exact
             assert len(texts) == 1, wire  # a row's rounding does not depend on the run it travels in
     assert sizes["f32"] > sizes["f16"] > sizes["q8"] > sizes["q4"]
     assert sizes["bf16"] == pytest.approx(sizes["f16"], rel=0.1)  # the texts differ a little
@@ -42,7 +44,7 @@ def test_wrong_wires(wire: str | list[str], sentence: str) -> None:
 
 def test_what_a_run_looks_like_on_the_wire_changes_only_with_the_protocol() -> None:
     run = RunHeader(7, "decode", (WireOp("rm", 1, 2, -1, -1),), (WireRow(3, 4, 0, 5, 6, True, 0),), ((0, 6),))
-    assert PROTOCOL == 9
+    assert PROTOCOL == 11
     assert msgspec.to_builtins(run) == {
         "type": "RunHeader",
         "id": 7,

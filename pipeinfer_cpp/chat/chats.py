@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipeinfer_cpp.arguments import text
 from pipeinfer_cpp.chat.conversation import Conversation, Template, Tokenizer
 from pipeinfer_cpp.chat.template import ChatMessage
 from pipeinfer_cpp.cluster.job import Job
@@ -64,7 +65,7 @@ def _plain(name: str, message: Any) -> ChatMessage:
         if not isinstance(content, list | tuple):
             raise TypeError(f"{name}: its content must be text or a list of parts, not {content!r}")
         content = "".join(_text(name, part) for part in content)
-    return {"role": message["role"], "content": content}
+    return {"role": message["role"], "content": text(name, content)}
 
 
 def _text(name: str, part: Any) -> str:

@@ -11,11 +11,11 @@ _TAGS = (
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
     ("<|channel>thought", "<channel|>"),
 )
-_SILENT = ("<|channel|>final<|message|>",)
-"""Says only that the answer begins."""
+_SILENT = ("<|channel|>final<|message|>", "<|channel|>commentary<|message|>", "<|end|><|start|>assistant")
+"""Say only that an answer begins, or a further part of it."""
 _SWITCHES = ("enable_thinking", "thinking")
 
 

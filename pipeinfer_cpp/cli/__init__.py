@@ -21,7 +21,12 @@ def main() -> NoReturn:
     from pipeinfer_cpp.cli.streams import ready
 
     ready()
-    sys.exit(run(sys.argv[1:]))
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here multiplies with numpy: its threads would idle
+    code = run(sys.argv[1:])
+    from pipeinfer_cpp.cli.signals import ignore_all
+
+    ignore_all()
+    sys.exit(code)
 
 
 def run(args: Sequence[str]) -> int:
@@ -80,6 +85,7 @@ def _nobody_reads(error: BaseException) -> bool:
 def _explain(error: Exception, args: Sequence[str]) -> int:
     """One line on stderr; on a terminal it is broken between words. Returns the exit code."""
     from pipeinfer_cpp.errors import PipeInferError
+    from pipeinfer_cpp.system.threads import NO_MORE, refused
 
     if os.environ.get("PIPEINFER_DEBUG"):
         import traceback
@@ -96,10 +102,14 @@ def _explain(error: Exception, args: Sequence[str]) -> int:
         if not usage():  # no command: the help was shown
             return 2
         text, code = usage_line(error), getattr(error, "exit_code", 2)
+    elif refused(error):
+        text, code = NO_MORE, 1
     elif getattr(error, "errno", None) in _SURROUNDINGS:  # of ZeroMQ too
         text, code = _refused(error), 1
     else:
         text, code = f"This is a bug in pipeinfer ({type(error).__name__}: {error}). {_reported(error, args)}", 1
+    if os.strerror(errno.EMFILE) in text and "ulimit" not in text:  # llama.cpp's words, or a worker's
+        text = f"{text} Allow more with `ulimit -n 4096`."
     text = f"Error: {' '.join(text.split())}"
     with contextlib.suppress(OSError):  # stderr may be on the full disk too
         if sys.stderr is not None and sys.stderr.isatty():
@@ -118,7 +128,9 @@ def _refused(error: Any) -> str:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{os.strerror(error.errno)}. Allow more with `ulimit -n 4096`."
     if error.errno in (errno.EAGAIN, errno.ENOMEM):
-        return f"{os.strerror(error.errno)}. Allow more processes with `ulimit -u`, or end some programs."
+        from pipeinfer_cpp.system.threads import NO_MORE
+
+        return f"{os.strerror(error.errno)}: {NO_MORE[0].lower()}{NO_MORE[1:]}"
     filename = getattr(error, "filename", None)
     if error.errno == errno.EFBIG:
         return f"{filename or 'A file'} would be larger than the shell allows. Allow more with `ulimit -f unlimited`."

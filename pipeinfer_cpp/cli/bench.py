@@ -144,9 +144,9 @@ def _cell(
     from pipeinfer_cpp.ui.progress import counting
 
     with opened(options) as pipeline:
-        usable = [arm for arm in arms if arm.mode == "off" or pipeline.plan.draft is not None]
+        usable = [arm for arm in arms if arm.mode == "off" or pipeline.plan.guesses]
         if not usable:
-            raise UserError("Without a draft model only --modes off can be measured: give --draft.")
+            raise UserError("Without a draft model only --modes off can be measured: give --draft FILE or ngram.")
         tokens = tokens_of(pipeline, suite, prompts)
         with counting(name) as report:
             comparison = compare(

@@ -65,7 +65,7 @@ def chat(
     from pipeinfer_cpp.cli.chat_commands import Commands
     from pipeinfer_cpp.cli.chat_session import ChatSession
     from pipeinfer_cpp.cli.chat_settings import ChatSettings
-    from pipeinfer_cpp.cli.chat_store import ChatStore, first_time, state_dir
+    from pipeinfer_cpp.cli.chat_store import ChatStore, state_dir, worth_saying
     from pipeinfer_cpp.cli.opened import opened
     from pipeinfer_cpp.cli.reader import Reader, quiet_typing
     from pipeinfer_cpp.ui.consoles import notice, warn
@@ -79,16 +79,16 @@ def chat(
             model=pipeline.plan.target.sha256,
             system=system,
         )
-        stop = tuple(sampling_options.stop or ())
+        stop = sampling_options.stops
         settings = ChatSettings(
             pipeline, conversation, sampling, max_tokens=max_tokens, stop=stop, show_draft=show_draft
         )
         if reasoning_budget == 0:
             settings.set("think", "off")
-        for warning in pipeline.warnings if not quiet else ():
-            if "no speed-up" not in warning or first_time("no speed-up"):
-                warn(warning)
+        for warning in worth_saying(pipeline.warnings) if not quiet else ():
+            warn(warning)
         reader = Reader(lambda: commands.words, None if no_save else state_dir() / "history")
+        pipeline.on_notice = reader.tell
         session = ChatSession(pipeline, conversation, settings, reader, ChatStore(enabled=not no_save))
         commands = Commands(session)
         session.figures = 0 if quiet else 2 if verbose else 1

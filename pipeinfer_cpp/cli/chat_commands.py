@@ -20,7 +20,7 @@ from pipeinfer_cpp.ui.stats import stats_table
 
 HELP = {
     "/help": "this list",
-    "/reset": "begin a new conversation; the system prompt stays",
+    "/reset, /clear": "begin a new conversation; the system prompt stays",
     "/stats": "the last answer's figures, the context, the processes",
     "/top": "a line behind each answer on what the stages did, or none again",
     "/save FILE": "write the conversation to a file (--force FILE: also where there is one)",
@@ -37,6 +37,7 @@ KEYS = (
     'Alt-Enter, or \\ at the end of a line, begins a new line; so does Enter between """ and """.',
     "Ctrl-C ends an answer. A line that begins with // is said without its first slash.",
 )
+_WITHOUT_PIPELINE = ("/help", "/?", "/stats", "/save", "/quit", "/exit", "/bye")
 
 
 class Commands:
@@ -79,6 +80,8 @@ class Commands:
         name, _, rest = line.partition(" ")
         command = self._commands.get(name.lower())
         if command is not None:
+            if name.lower() not in _WITHOUT_PIPELINE:
+                self._session.revive()
             return command(rest.strip())
         near = nearest(name.lower(), list(self._commands))
         hint = f" Did you mean {near}?" if near else ""

@@ -15,11 +15,12 @@ from pipeinfer_cpp.cli.signals import OneInterrupt, undisturbed
 from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.results import Result
-from pipeinfer_cpp.ui.consoles import complain, err, notice, out, tell, warn, writer
+from pipeinfer_cpp.ui.consoles import complain, err, notice, out, warn, writer
 from pipeinfer_cpp.ui.live_view import strip
 from pipeinfer_cpp.ui.origins import Painter, legend
 from pipeinfer_cpp.ui.progress import opening, reading
 
+_AGAIN = "Starting the pipeline again; the conversation is kept."
 _RESTARTS = 2
 """Of the pipeline for one question: what dies each time is not mended by another one."""
 
@@ -96,11 +97,13 @@ class ChatSession:
             warn("--show-draft needs a terminal with colours.")
 
     def ask(self, text: str) -> None:
+        self.revive()
         mark = self.conversation.mark()
         self._answer(self.conversation.ask(text, reserve=self.settings.reserve), mark)
 
     def regenerate(self) -> None:
         """The last question once more, with a new seed."""
+        self.revive()
         mark = self.conversation.mark()
         prompt = self.conversation.again(reserve=self.settings.reserve)
         before = self.settings.sampling
@@ -110,6 +113,7 @@ class ChatSession:
 
     def go_on(self) -> None:
         """More of the last answer."""
+        self.revive()
         result, cancelled = self._generate(self.conversation.more())
         if not result.text:
             notice("The model has nothing to add.")
@@ -172,6 +176,8 @@ class ChatSession:
         view = self._view = AnswerView(self._write, self._paint, thinking, self._prompt_end(prompt), fold=fold)
         for restarts in range(_RESTARTS + 1):
             if self._gone:
+                if not restarts:  # it died between two answers
+                    notice(f"{old} {_AGAIN}" if (old := self.pipeline.driver.failure) else _AGAIN, "yellow")
                 self._reopen()
             try:
                 result, cancelled = self._stream(prompt, view)
@@ -183,7 +189,7 @@ class ChatSession:
                 view.broken()
                 if restarts == _RESTARTS:
                     raise PipeInferError(str(error)) from error
-                notice(f"{error} Starting the pipeline again; the conversation is kept.", "yellow")
+                notice(f"{error} {_AGAIN}", "yellow")
         raise AssertionError("unreachable")
 
     def _prompt_end(self, prompt: Question) -> str:
@@ -196,6 +202,11 @@ class ChatSession:
     def _gone(self) -> bool:
         return self._closed or self.pipeline.driver.failure is not None
 
+    def revive(self) -> None:
+        """Where the last start failed: the vocabulary that makes prompts went with the pipeline."""
+        if self._closed:
+            self._reopen()
+
     def _reopen(self) -> None:
         """The same pipeline once more, with what was set since; the conversation is computed from its tokens."""
         old = self.pipeline
@@ -204,7 +215,7 @@ class ChatSession:
         with opening("Starting again", quiet=True) as report:
             pipeline = Pipeline(replace(old.plan.options, ctx=old.settings.n_ctx), report)
         self.pipeline = self.settings.pipeline = pipeline
-        pipeline.on_notice = tell
+        pipeline.on_notice = self._reader.tell
         pipeline.show()
         self._closed = False
         self.conversation.tokenizer = pipeline.vocabulary

@@ -13,7 +13,7 @@ from pipeinfer_cpp.chat.conversation import Conversation
 from pipeinfer_cpp.chat.thinking import Thinking
 from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.cli.spelling import nearest
-from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.errors import UserError, naming_settings
 from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.sampling import FORMS, Sampling
 
@@ -100,7 +100,10 @@ class ChatSettings:
             near = nearest(name, list(self._setters))
             hint = f"did you mean {near}?" if near else f"there are {', '.join(self._setters)}."
             raise UserError(f"There is no setting {name!r}: {hint}")
-        setter(value.strip())
+        try:
+            setter(value.strip())
+        except UserError as error:
+            raise naming_settings(error) from None
 
     def shown(self) -> dict[str, str]:
         """Every setting with its value, as text."""
@@ -131,7 +134,7 @@ class ChatSettings:
         def change(text: str) -> None:
             value = _parsed(name, kind, text)
             dataclasses.replace(self.pipeline.plan.options, **{name: value}).check()
-            if name == "mode" and value != "off" and self.pipeline.plan.draft is None:
+            if name == "mode" and value != "off" and not self.pipeline.plan.guesses:
                 raise UserError(f"mode {value} needs a draft model: start the chat with one.")
             self.pipeline.configure(**{name: value})
 
@@ -163,7 +166,7 @@ class ChatSettings:
         self.max_tokens = number
 
     def _set_stop(self, text: str) -> None:
-        self.stop = () if text.lower() in _OFF else (text.replace("\\n", "\n"),)
+        self.stop = () if text.lower() in _OFF else (parsing.stop_text(text),)
 
     def _set_system(self, text: str) -> None:
         self._conversation.system = "" if text.lower() in _OFF else text

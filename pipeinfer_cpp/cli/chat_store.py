@@ -29,6 +29,11 @@ def first_time(what: str) -> bool:
     return True
 
 
+def worth_saying(warnings: list[str]) -> list[str]:
+    """Without what was said on this machine before and helps nobody twice."""
+    return [text for text in warnings if "no speed-up" not in text or first_time("no speed-up")]
+
+
 class ChatStore:
     """The newest chats, a file each. The one that is under way is written by `write`, from its first question on."""
 
@@ -37,6 +42,8 @@ class ChatStore:
         self._folder = folder if folder is not None else state_dir() / "chats"
         self._enabled = enabled
         self._path: Path | None = None
+        self._known: tuple[int, int] | None = None
+        """The file as this chat last read or wrote it."""
 
     def begin(self) -> None:
         """The next `write` is of another chat."""
@@ -48,10 +55,11 @@ class ChatStore:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if self._path is None:
+            if self._path is None or _version(self._path) not in (self._known, None):  # another chat went on in it
                 name = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{os.getpid()}.json"
                 self._path = self._folder / name
             conversation.save(self._path, seed=seed, asked=asked)
+            self._known = _version(self._path)
             for old in self._files()[KEPT:]:
                 old.unlink(missing_ok=True)
         except OSError as error:
@@ -76,9 +84,11 @@ class ChatStore:
             raise UserError("There is no chat to resume yet.")
         if not 1 <= number <= len(readable):
             raise UserError(f"There is no chat {number}: there are 1 (the newest) to {len(readable)}.")
-        saved = conversation.load(readable[number - 1])
+        path = readable[number - 1]
+        version = _version(path)
+        saved = conversation.load(path)
         if self._enabled:
-            self._path = readable[number - 1]
+            self._path, self._known = path, version
         return saved
 
     def _files(self) -> list[Path]:
@@ -88,3 +98,11 @@ class ChatStore:
             return 0.0
 
         return sorted(self._folder.glob("*.json"), key=lambda path: (age(path), path.name), reverse=True)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Differs once something else was written there; None where nothing is."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None

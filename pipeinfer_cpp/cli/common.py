@@ -62,8 +62,8 @@ class PipelineOptions:
         typer.Option(
             "--draft",
             "-md",
-            help="Its draft model, given in the same way.",
-            metavar="FILE|OWNER/REPO:QUANT",
+            help="Its draft model, given in the same way; ngram: none, the text itself guesses what comes next.",
+            metavar="FILE|OWNER/REPO:QUANT|ngram",
             rich_help_panel=_MODELS,
         ),
     ] = None
@@ -312,8 +312,17 @@ class SamplingOptions:
     ] = None
     stop: Annotated[
         list[str] | None,
-        typer.Option(help="Text at which the generation ends (repeatable).", metavar="TEXT", rich_help_panel=_SAMPLING),
+        typer.Option(
+            help=r"Text at which the generation ends (repeatable; \n is a line break).",
+            metavar="TEXT",
+            rich_help_panel=_SAMPLING,
+        ),
     ] = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Those of `stop`, as they are meant."""
+        return tuple(map(parsing.stop_text, self.stop or ()))
 
     @property
     def seed_is_random(self) -> bool:

@@ -47,7 +47,7 @@ def here(given: str | Path) -> Path:
 def with_files(options: Options) -> Options:
     """The same with files in place of names on Hugging Face."""
     target = here(options.target) if options.target is not None else None
-    draft = here(options.draft) if options.draft is not None else None
+    draft = options.draft if options.draft is None or options.ngram else here(options.draft)
     return replace(options, target=target, draft=draft)
 
 
@@ -83,6 +83,7 @@ def offer_to_pull(name: str, models: Path | None) -> None:
     what = " and ".join(f"{model.name} ({model.size or 'size unknown'})" for model in missing)
     if not interactive():
         raise UserError(f"The pair {name} is not on this machine: run `pipeinfer models pull {name}` first ({what}).")
-    if not typer.confirm(f"{what} is not on this machine. Fetch it now?", default=True, err=True):
+    them = "are not on this machine. Fetch them" if len(missing) > 1 else "is not on this machine. Fetch it"
+    if not typer.confirm(f"{what} {them} now?", default=True, err=True):
         raise UserError(f"The pair {name} needs these files: fetch them with `pipeinfer models pull {name}`.")
     fetch(missing)

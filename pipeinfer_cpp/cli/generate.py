@@ -14,7 +14,7 @@ from pipeinfer_cpp.cli import parsing
 from pipeinfer_cpp.cli.chat import given_template
 from pipeinfer_cpp.cli.common import PipelineOptions, SamplingOptions, TemplateOption, TemplateVariables
 from pipeinfer_cpp.cli.groups import with_options
-from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.errors import UserError
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.llama.chat_templates import BuiltinTemplate
@@ -66,6 +66,7 @@ def generate(
     if trace is not None:
         _check_writable(trace)
 
+    from pipeinfer_cpp.cli.chat_store import worth_saying
     from pipeinfer_cpp.cli.opened import opened
     from pipeinfer_cpp.cli.signals import OneInterrupt
     from pipeinfer_cpp.cli.streams import write_json
@@ -76,11 +77,11 @@ def generate(
     with opened(options, drafts="tell") as pipeline, OneInterrupt() as interrupt, reading() as report:
         asked = text if raw else _asked(pipeline, text, template, variables)
         generation = pipeline.generate(
-            asked, max_tokens=max_tokens, sampling=sampling, stop=tuple(sampling_options.stop or ()), reading=report
+            asked, max_tokens=max_tokens, sampling=sampling, stop=sampling_options.stops, reading=report
         )
         shown = 0
         try:
-            for warning in pipeline.warnings:
+            for warning in worth_saying(pipeline.warnings):
                 warn(warning)
             if asked is not text:
                 whose = "The model's" if template is None else "The given"
@@ -95,7 +96,7 @@ def generate(
             except TimeoutError:
                 notice("A stage does not answer: this ends without it.")
                 raise typer.Exit(130) from None
-        except PipeInferError:
+        except Exception:
             write("\n" if shown else "")
             raise
         result = generation.wait()

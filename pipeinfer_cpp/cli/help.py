@@ -152,6 +152,7 @@ OF_COMMAND = {
     },
     "slice": {
         "layers": "the layers of each slice: 0-9,10-19",
+        "stages": "or into how many even slices",
         "output": "a folder that gets the slices as well",
         "plan": "only show what becomes of each key and tensor",
     },
@@ -164,7 +165,13 @@ OF_COMMAND = {
     "rm": {"name": "a pair, or a name on Hugging Face"},
     "inflate": {"what": "a GGUF, or a pair's name for its target", "heads": "attention heads (default: as the width)"},
     "prune": {"days": "remove slices not used for N days ({default})", "dry_run": "only show what would be removed"},
-    "verify": {"wire": "codecs: f16, bf16, q8, q4 (required)"},
+    "verify": {
+        "wire": "codecs: f16, bf16, q8, q4 (required)",
+        "target": "or a GGUF",
+        "stages": "stages, so N - 1 links ({default})",
+        "prompt_file": "prompts of your own, one a line",
+        "max_tokens": "tokens behind each prompt ({default})",
+    },
     "trace": {"file": "what `pipeinfer generate --trace` wrote", "output": "picture or page ({default})"},
 }
 

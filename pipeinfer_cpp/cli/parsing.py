@@ -22,6 +22,11 @@ def stages(text: str) -> int | list[str]:
     return addresses
 
 
+def stop_text(text: str) -> str:
+    """What a typed stop string means: `\\n` is a line break."""
+    return text.replace("\\n", "\n")
+
+
 def logit_bias(texts: Sequence[str]) -> dict[int, float]:
     """`15043+1`, `29871-inf`: token id, sign, amount."""
     bias = {}

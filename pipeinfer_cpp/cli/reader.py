@@ -8,10 +8,11 @@ import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeinfer_cpp.ui.consoles import complain, notice
+from pipeinfer_cpp.ui.consoles import complain, notice, tell
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -40,6 +41,18 @@ class Reader:
         away and asks again. Raises KeyboardInterrupt where lines are piped in.
         """
         return self._typed() if self.interactive else self._piped()
+
+    def tell(self, text: str) -> None:
+        """Show what the user should see at once, from any thread: above a prompt, where what was typed stays."""
+        app = self._session.app if self._session is not None else None
+        if app is None or not app.is_running or app.loop is None:
+            tell(text)
+            return
+        from prompt_toolkit.application import run_in_terminal
+
+        show = partial(run_in_terminal, partial(tell, text))
+        with contextlib.suppress(RuntimeError):  # its loop has ended meanwhile
+            app.loop.call_soon_threadsafe(show, context=app.context)
 
     def _piped(self) -> str | None:
         lines: list[str] = []

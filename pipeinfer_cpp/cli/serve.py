@@ -9,7 +9,7 @@ import ipaddress
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ from pipeinfer_cpp.cli.common import PipelineOptions
 from pipeinfer_cpp.cli.groups import with_options
 from pipeinfer_cpp.cli.signals import ENDING, handling, heeded
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.system.versions import installing
 
 if TYPE_CHECKING:
     from pipeinfer_cpp.pipeline import Pipeline
@@ -48,6 +49,13 @@ def serve(
         bool,
         typer.Option("--insecure", help="Listen on a network without an API key.", rich_help_panel=_SERVER),
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further name that requests may come for where there is no API key (* for any).", metavar="NAME",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
     cors: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,14 +103,15 @@ def serve(
         options = dataclasses.replace(options, slots=SLOTS)
     _extra()
     from pipeinfer_cpp.cli.chat import given_template
+    from pipeinfer_cpp.cli.chat_store import worth_saying
     from pipeinfer_cpp.cli.opened import opened
     from pipeinfer_cpp.server.app import Settings
 
     template, variables = given_template(chat_template, kwargs)
     listening = _bound(host, port)
-    settings = Settings(keys, tuple(cors or ()), queue, max_body, request_timeout, ping)
+    settings = Settings(keys, tuple(cors or ()), queue, max_body, request_timeout, ping, _names(host, allowed_host))
     with listening, opened(options, "tell") as pipeline:
-        for warning in pipeline.warnings:
+        for warning in worth_saying(pipeline.warnings):
             print(warning, file=sys.stderr)
         signals = asyncio.run(_serve(pipeline, settings, (template, variables), listening))
         if pipeline.driver.failure is not None:
@@ -173,6 +182,13 @@ def _keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
     return tuple(keys)
 
 
+def _names(host: str, allowed: Sequence[str] | None) -> tuple[str, ...]:
+    """Names that requests without a key may come for; a server that all may reach has many."""
+    if any(not name or "/" in name or "://" in name for name in allowed or ()):
+        raise UserError("--allowed-host takes a name or an address alone, without http:// and port.")
+    return (host, *(allowed or ())) if _is_here(host) else ("*",)
+
+
 def _is_here(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -204,6 +220,7 @@ def _extra() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"{error.name} is not installed: pip install 'pipeinfer-cpp[server]' brings what serve needs."
+            f"{error.name} is not installed, which serve needs: run "
+            f"{installing('starlette uvicorn prometheus_client')}"
         ) from None
 

@@ -32,8 +32,7 @@ def heeded(*numbers: int) -> list[int]:
 def ending_on_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block with SystemExit(128 + n), so that everything is closed on the way.
 
-    A signal that is ignored (`nohup`) stays so. Behind the block all of them are ignored: what follows
-    is the interpreter's own end.
+    A signal that is ignored (`nohup`) stays so.
     """
 
     def end(number: int, _frame: FrameType | None) -> NoReturn:
@@ -41,6 +40,12 @@ def ending_on_signals() -> Iterator[None]:
 
     with handling(heeded(*ENDING), end):
         yield
+
+
+def ignore_all() -> None:
+    """From now on: what follows is the interpreter's own end, and how the command ended is known."""
+    for number in (signal.SIGINT, *ENDING):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

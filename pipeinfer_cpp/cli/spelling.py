@@ -22,8 +22,11 @@ def usage_line(error: Any) -> str:
 
 def nearest(word: str, known: list[str]) -> str | None:
     """The one that looks most like it; None where none does."""
-    found = difflib.get_close_matches(word, known, 1, 0.6)
-    if found:
+    if found := difflib.get_close_matches(word, known, 1, 0.8):
+        return found[0]
+    if shorter := [name for name in known if len(name.lstrip("-/")) > 2 and word.startswith(name)]:
+        return max(shorter, key=len)
+    if found := difflib.get_close_matches(word, known, 1, 0.6):
         return found[0]
     longer = [name for name in known if len(word.lstrip("-")) > 2 and name.startswith(word)]
     return min(longer, key=len, default=None)

@@ -19,7 +19,7 @@ def trace(
     end: Annotated[float | None, typer.Option("--to", help="And to end.", metavar="S")] = None,
     width: Annotated[float, typer.Option(help="Of a picture, in inches.")] = 14.0,
 ) -> None:
-    """Draw who computed what when: the draft worker on top, the stages, the tokens; runs coloured by their fate."""
+    """Draw who computed what when: the draft worker on top, the stages, the tokens. Colours say what became of runs."""
     from pipeinfer_cpp.lab.gantt import check, draw
     from pipeinfer_cpp.lab.timeline import read_timeline
 

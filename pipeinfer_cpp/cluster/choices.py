@@ -29,15 +29,16 @@ def chosen_models(options: Options) -> tuple[Pair | None, Path, Path | None]:
     from pipeinfer_cpp.models.hub import model_path
 
     drafting = options.mode != "off"
+    drafting = drafting and not options.ngram
     if options.target is not None:
-        draft = model_path(options.draft) if options.draft is not None else None
+        draft = model_path(options.draft) if drafting and options.draft is not None else None
         return None, model_path(options.target), draft if drafting else None
     if options.pair is None:
         raise UserError("Name a model: --pair NAME (see `pipeinfer models list`) or --target FILE.")
     from pipeinfer_cpp.models import load_registry
 
     pair = load_registry(Path(options.models) if options.models else None).pair(options.pair)
-    if options.draft is not None:
+    if drafting and options.draft is not None:
         draft = model_path(options.draft)
     else:
         draft = pair.path("draft") if drafting and pair.draft is not None else None
@@ -88,10 +89,13 @@ def chosen_settings(
         chosen = typed if typed is not None else entry
         if chosen is not None:
             values[name] = chosen
-    mode = values.get("mode") or ("async" if draft is not None else "off")
-    if draft is None and mode != "off":
-        raise UserError(f"--mode {mode} needs a draft model: give --draft FILE, or use --mode off.")
-    if draft is None:
+    guesses = draft is not None or options.ngram
+    mode = values.get("mode") or ("async" if guesses else "off")
+    if not guesses and mode != "off":
+        raise UserError(f"--mode {mode} needs a draft model: give --draft FILE or --draft ngram, or use --mode off.")
+    if options.ngram:
+        values["proposers"] = frozenset({"ngram"})
+    if not guesses:
         mode = "off"
     trained = trained_ctx(target)
     if options.ctx is not None and options.ctx > trained:

@@ -58,4 +58,6 @@ def loaded(said: Loaded, stage: bool) -> str | None:
         return "it measured impossible times"
     if said.safe_width < 1 or said.threads < 0:
         return f"it takes {said.safe_width} rows with {said.threads} threads, which is impossible"
+    if said.stash < 0:
+        return f"it keeps conversations of {said.stash} positions, which is impossible"
     return None

@@ -62,9 +62,10 @@ class Crew:
 
 def _asked(options: Options) -> tuple[bool, bool]:
     """Whether the files of the models are there, and whether there is a draft."""
-    given = [path for path in (options.target, options.draft) if path is not None]
+    drafts = options.draft is not None and not options.ngram
+    given = [path for path in (options.target, options.draft if drafts else None) if path is not None]
     if options.pair is None or not all(Path(path).is_file() for path in given):
-        return options.target is not None and all(Path(path).is_file() for path in given), options.draft is not None
+        return options.target is not None and all(Path(path).is_file() for path in given), drafts
     from pipeinfer_cpp.models import load_registry
 
     try:
@@ -72,4 +73,4 @@ def _asked(options: Options) -> tuple[bool, bool]:
         pair.path("target")
     except UserError:
         return False, False
-    return True, options.draft is not None or pair.draft is not None
+    return True, drafts or (pair.draft is not None and not options.ngram)

@@ -26,7 +26,7 @@ from pipeinfer_cpp.errors import FormLost, PipeInferError, UserError
 from pipeinfer_cpp.net import messages as msg
 from pipeinfer_cpp.net.sockets import Link, Selector, Wakeup, clock
 from pipeinfer_cpp.net.transit import Arrivals
-from pipeinfer_cpp.results import Tally
+from pipeinfer_cpp.results import Result, Tally
 
 REMEMBERED = 1024
 """Runs of which it is known whose they are: more than can be under way."""
@@ -50,7 +50,7 @@ class Driver:
         """The draft worker, while it is given up for its silence only: it is taken up again when it answers."""
         self._curves = [CostCurve(m.curve) for m in session.loaded]
         self._piece, self._n_vocab = session.vocabulary.piece, session.vocabulary.size
-        self.exact = plan.exact
+        self.exact = plan.faithful
         self._active = plan.active
         self.engine = Engine(settings, self._curves, hop=0.0002)
         self.trace = Trace(len(self._stages)) if trace else None
@@ -121,6 +121,14 @@ class Driver:
     def recall(self, slot: int, past: Past) -> None:
         """The slot's next prompt may go on this conversation; only between its turns."""
         self._in_thread(lambda: self.engine.slots[slot].recall(past), lambda: self._rests(slot))
+
+    def run(self, what: Callable[[], None], *, wait: bool = True) -> None:
+        """Do it in the driver's thread, behind all that was asked for before. Returns when it is done, unless not
+        `wait`."""
+        if wait:
+            self._in_thread(what, lambda: True)
+        else:
+            self._command(what)
 
     def past(self, slot: int) -> Past:
         """The slot's conversation so far; only between its turns."""
@@ -252,6 +260,7 @@ class Driver:
         self._tell(back)
         for answer in self._answers.values():
             answer.tally.warnings.append(back)
+            answer.job.cached = 0
         self._feed(ev.Lost())
 
     def _gone(self, death: WorkerDied) -> list[Peer]:
@@ -341,8 +350,9 @@ class Driver:
         self._start(job)
         if self._draft is not None and self.engine.worker.alive and self.engine.settings.mode != "off":
             self._draft.link.send(msg.DraftTurn(job.sampling, job.slot))
-        self._figures.event(f"Slot {job.slot}: a prompt of {len(job.prompt)} tokens.")
+        self._figures.event(f"Slot {job.slot}: a prompt of {(n := len(job.prompt))} token{'s' if n != 1 else ''}.")
         self._feed(ev.Prompt(job.prompt, job.max_tokens, job.goes_on, job.slot, job.owner), now)
+        job.cached = self.engine.slots[job.slot].turn.kept
 
     def _start(self, job: Job, said: tuple[int, ...] = (), root: int = 0) -> None:
         """The next run of the slot tells the sampler of its turn."""
@@ -440,9 +450,18 @@ class Driver:
             self.trace.instant("coordinator", "token", now, pos=action.pos, origin=action.origin)
 
     def _finish(self, slot: int, reason: str) -> None:
-        answer, engine = self._answers.pop(slot, None), self.engine
+        answer = self._answers.pop(slot, None)
         if answer is None:
             return
+        try:
+            result = self._result(answer, slot, reason)
+        except BaseException as error:  # whatever it is: whoever reads must not wait for ever
+            answer.job.end(error)
+            raise
+        answer.job.end(FormLost(self._lost) if reason == "form" else result)
+
+    def _result(self, answer: Answer, slot: int, reason: str) -> Result:
+        engine = self.engine
         if not self._answers:
             self._wake = None
             switching.leave()
@@ -458,7 +477,7 @@ class Driver:
         )
         n = result.n_generated
         self._figures.event(f"Slot {slot}: {n} token{'s' if n != 1 else ''}, ended by {result.finish_reason}.")
-        answer.job.end(FormLost(self._lost) if reason == "form" else result)
+        return result
 
     def _tell(self, text: str) -> None:
         self._figures.event(text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import fit_split
-from pipeinfer_cpp.gguf.needs import Model, Needs, Room
+from pipeinfer_cpp.gguf.needs import CELL, Model, Needs, Room
 from pipeinfer_cpp.gguf.splits import LayerRange, split_by_shares
 from pipeinfer_cpp.models.files import size_text
 from pipeinfer_cpp.system.memory import Memory
@@ -15,6 +15,8 @@ from pipeinfer_cpp.system.memory import Memory
 KV_UNASKED = 1 << 30
 """Bytes of KV cache that a stage takes at most for a context that nobody asked for: llama.cpp writes all of
 it at the start, up to a second for so much."""
+STASH_SHARE = 0.1
+"""Of what a machine has left, for conversations without a slot."""
 _STEP, _LEAST = 256, 1024
 """Contexts are multiples of the first, and not chosen below the second."""
 
@@ -49,6 +51,19 @@ class Fit:
 
     def drafting(self, n_ctx: int) -> Needs | None:
         return None if self.draft is None else self.draft.whole(self.draft_room(n_ctx))
+
+    def stash(self, n_ctx: int) -> int:
+        """Positions of conversations without a slot that each stage may keep beside its cache: a tenth of what its
+        machine has left, with room for two that change places. 0 where that is not known, and for models whose caches
+        hold more than a cell for each position."""
+        if any(cache.state or cache.sparse or cache.streams for cache in self.target.caches):
+            return 0
+        cells: dict[Machine, float] = {}
+        for machine, need in zip(self.machines, self.stages(n_ctx), strict=True):
+            cells[machine] = cells.get(machine, 0.0) + need.cell + CELL
+        needs = self.by_machine(n_ctx)
+        left = [(m.memory.usable - needs[m] if m.memory is not None else 0) / cells[m] for m in cells]
+        return max(0, int(STASH_SHARE * min(left)) - n_ctx)
 
     def cell(self) -> float:
         """Bytes of cache for each position, of all processes together."""

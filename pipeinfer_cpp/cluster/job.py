@@ -36,6 +36,8 @@ class Job:
         self.error: BaseException | None = None
         self.read = 0
         """Tokens of the prompt that all stages know."""
+        self.cached = 0
+        """Tokens of the prompt that the stages held already, or copied: no run computed them."""
         self.stopping = False
         """It was told to stop, and will end by itself."""
         self._news = threading.Condition()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from pipeinfer_cpp.system.machine import suspended
+from pipeinfer_cpp.system.own_folder import OwnFolder
+from pipeinfer_cpp.system.threads import NO_MORE
 
-_PREFIX = "pipeinfer-"
 _DECISIVE = re.compile(
     r"GGML_ASSERT|GGML_ABORT|terminate called|what\(\):|assert|duplicate|out of memory|bad_alloc|"
     r"\b(error|fatal|failed|invalid|abort(ed)?)\b|^\w*(Error|Exception)\b",
@@ -26,34 +27,17 @@ _DECISIVE = re.compile(
 """Lines of a worker's log that say why it ended; behind them there may be a debugger's or an interpreter's tail."""
 
 
-class SocketDir:
-    """A short folder for ipc:// sockets and the workers' output, removed with its owner.
-
-    Folders of coordinators that were killed are removed by the next one.
-    """
+class SocketDir(OwnFolder):
+    """A short folder for ipc:// sockets and the workers' output, removed with its owner."""
 
     def __init__(self) -> None:
         base = tempfile.gettempdir()
         if len(base) > 40:  # ipc:// paths are limited to about 104 bytes
             base = "/tmp"
-        self._sweep(Path(base))
-        self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
+        super().__init__("pipeinfer-", Path(base))
 
     def address(self, name: str) -> str:
         return f"ipc://{self.path}/{name}"
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-
-    @staticmethod
-    def _sweep(base: Path) -> None:
-        for path in base.glob(_PREFIX + "*-*"):
-            with contextlib.suppress(ValueError, OSError):
-                pid = int(path.name[len(_PREFIX) :].partition("-")[0])
-                try:
-                    os.kill(pid, 0)
-                except ProcessLookupError:
-                    shutil.rmtree(path, ignore_errors=True)
 
 
 class Process:
@@ -70,6 +54,7 @@ class Process:
         root = str(Path(__file__).resolve().parents[2])
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
         env["OMP_NUM_THREADS"] = str(threads)
+        env.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing multiplies with numpy: its threads would idle
         if crowded:
             env["GOMP_SPINCOUNT"] = "0"  # spinning barriers of two processes on one core stop both
         else:
@@ -107,7 +92,9 @@ class Process:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         if code == -signal.SIGBUS:  # a page of a mapped file could not be had
             return f"{how}: a file that it reads became shorter, or the file system of the cache is full or fails"
-        said = self.last_output()
+        said = self.last_output().rstrip(".")
+        if os.strerror(errno.EAGAIN) in said:  # ZeroMQ's or OpenMP's, of a thread
+            said = NO_MORE.rstrip(".")
         return f"{how}; its last output: {said}" if said else f"{how} and said nothing"
 
     def stopped(self) -> bool:

@@ -27,6 +27,8 @@ from pipeinfer_cpp.system.memory import Memory
 from pipeinfer_cpp.system.versions import llama_version, package_version
 
 M = TypeVar("M", bound=Message)
+REAPED = 1.0
+"""Seconds that a process of ours has to end, once its socket is closed."""
 QUIET = 2.0
 """Seconds of silence after which the user is told."""
 
@@ -84,15 +86,22 @@ class Peer:
             raise WorkerDied(f"{self.name} {death}.", self)
         self._broken = self.link.broken() or self._broken
         if self.link.refused and not self.greeted:
+            if not self.link.keyed:
+                raise UserError(
+                    f"{self.title} wants a key, or is no stage: give its address as it printed it (tcp://KEY@HOST:PORT)."
+                )
             raise UserError(
                 f"{self.title} does not let this machine in. Its address must be the one that it printed, key and all, "
                 f"and on its machine `pipeinfer keys trust {identity().text}` lets this one in."
             )
         if self._broken:
             if self.process is not None:
-                time.sleep(0.05)  # the socket closes a moment before the process is reaped
-                death = self.process.death() or "does not answer any more, though its process is there"
-                raise WorkerDied(f"{self.name} {death}.", self)
+                # The socket closes before the process is reaped: a moment, or as long as its memory takes to go.
+                until = time.monotonic() + REAPED
+                while (death := self.process.death()) is None and time.monotonic() < until:
+                    time.sleep(0.01)
+                how = death or "does not answer any more, though its process is there"
+                raise WorkerDied(f"{self.name} {how}.", self)
             raise WorkerDied(f"{self.title} is gone: see what it printed on its machine.", self)
 
     @property

@@ -53,9 +53,19 @@ class Plan:
     report: Report | None = None
 
     @property
+    def faithful(self) -> bool:
+        """Whether texts are the model's own to the last bit: exact mode, and nothing is rounded between stages."""
+        return self.exact and all(self.options.wire_of(link) == "f32" for link in range(len(self.ranges) - 1))
+
+    @property
     def links(self) -> Sequence[LinkSpeed]:
         """Emulated links; none where they are real."""
         return self.options.emulate.links if self.options.emulate is not None else self.options.links or ()
+
+    @property
+    def guesses(self) -> bool:
+        """Somebody guesses what comes next: a draft model, or the text itself."""
+        return self.draft is not None or self.options.ngram
 
     @property
     def active(self) -> bool:
@@ -82,7 +92,7 @@ class Plan:
         # layers on a GPU are not in main memory: what they need is only told
         strict = strict and self.options.gpu_layers == 0
         n_ctx, note = self.fit.choose(self.options.ctx, self.trained_ctx, strict=strict)
-        self.settings = replace(self.settings, n_ctx=n_ctx)
+        self.settings = replace(self.settings, n_ctx=n_ctx, stash=self.fit.stash(n_ctx))
         self.warnings += [note] if note else []
 
     def tell(self) -> None:

@@ -97,6 +97,8 @@ class Session:
             eog=self.vocabulary.eog,
             exact=plan.exact,
             checkpoints=checkpoints,
+            stash=0 if checkpoints else plan.settings.stash,
+            stash_longest=min(m.stash for m in self.loaded),
         )
         """What the stages' contexts were made for."""
 

@@ -15,6 +15,9 @@ from pipeinfer_cpp.engine.tree import Node
 class Proposer(Protocol):
     """Whoever guesses for one slot. Guesses come as events; what a method returns is to be done for them."""
 
+    def forget(self, tokens: Sequence[int]) -> list[ev.Action]:
+        """Use nothing of what was read before for a prompt of these tokens: it was another owner's."""
+
     def begin(self, tokens: Sequence[int], root: Node) -> list[ev.Action]:
         """A turn begins behind these tokens."""
 
@@ -59,6 +62,11 @@ class Drafts:
     def alive(self) -> bool:
         return self.worker.alive
 
+    def forget(self, tokens: Sequence[int]) -> list[ev.Action]:
+        """What the draft worker still has read for this slot is another owner's: of it nothing is used for a prompt
+        that begins so, whose guesses would come sooner. (A path of one token keeps no cells.)"""
+        return [ev.DraftReset(self.worker.number(), 0, (tokens[0],), self._slot)] if self.alive else []
+
     def begin(self, tokens: Sequence[int], root: Node) -> list[ev.Action]:
         return self._reset(root, 0, tuple(tokens))
 
@@ -85,6 +93,24 @@ class Drafts:
         sibling.paths.append(path)
         self._tips[path] = sibling
         return ev.DraftFork(path, of, sibling.pos, sibling.token)
+
+    def follow(self, node: Node, path: int) -> list[ev.Action]:
+        """Another proposer's guess is kept instead of what `path` says: the draft goes on behind that, unless it has
+        other paths."""
+        if len(self._tips) == 1:
+            return self._reset(node, node.pos, (node.token,))
+        del self._tips[path]
+        return [ev.DraftDrop((path,))]
+
+    def catch_up(self, root: Node, tokens: Sequence[int]) -> list[ev.Action]:
+        """The text is final beyond what was drafted: the draft goes on behind `tokens`, whose last is the root."""
+        behind = {path: tip.pos for path, tip in self._tips.items() if tip.pos < root.pos}
+        if behind and len(behind) == len(self._tips):
+            keep = min(behind.values()) + 1
+            return self._reset(root, keep, tuple(tokens[keep:]))
+        for path in behind:
+            del self._tips[path]
+        return [ev.DraftDrop(tuple(behind))] if behind else []
 
     def final(self) -> list[ev.Action]:
         """Paths that ended in dead nodes are dropped."""

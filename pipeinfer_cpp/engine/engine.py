@@ -17,6 +17,7 @@ from pipeinfer_cpp.engine.pipe import EngineError, Pipe
 from pipeinfer_cpp.engine.sequences import SequencePool
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.engine.slot import DECODE, IDLE, PREFILL, Common, Slot
+from pipeinfer_cpp.engine.stash import Stash
 from pipeinfer_cpp.engine.tree import Node
 
 
@@ -31,12 +32,15 @@ class Engine:
         self.settings = settings
         self.pipe = pipe = Pipe(Pace(curves, hop), cancels=settings.on("cancel"))
         self.pool = SequencePool(settings.sides * settings.slots, settings.slots)
-        self.worker = DraftWorker(alive=settings.mode != "off")
-        self._common = Common(pipe, self.pool, self.worker, Governor(lambda: pipe.pace.plain))
+        self.worker = DraftWorker(alive=settings.mode != "off" and "draft" in settings.proposers)
+        stash = Stash(settings.stash, settings.stash_longest)
+        self._common = Common(pipe, self.pool, self.worker, stash, Governor(lambda: pipe.pace.plain))
         self._out = self._common.out
         self.slots = [Slot(i, settings, self._common) for i in range(settings.slots)]
         self._turn = 0
         """The slot whose chunk or guess leaves next, where several could."""
+        self._read = -math.inf
+        """When the last chunk of a prompt left."""
         self._now = 0.0
         self._woken: float | None = None
 
@@ -45,7 +49,17 @@ class Engine:
         for slot, before in zip(self.slots, other.slots, strict=True):
             slot.succeed(before)
         self.pipe.succeed(other.pipe)
+        self._common.stash = other._common.stash
         self.worker.next_path = other.worker.next_path
+
+    def drop(self, stashed: int) -> None:
+        """What the stages keep of a conversation under this number is not needed; they hear it with the next run."""
+        self.pipe.ops += self._common.stash.drop(stashed)
+
+    @property
+    def kept(self) -> dict[int, int]:
+        """Positions of conversations that the stages keep without a slot, by number."""
+        return dict(self._common.stash.kept)
 
     @property
     def idle(self) -> bool:
@@ -80,6 +94,7 @@ class Engine:
                     slot.drafts.lost()
             case ev.Lost():
                 self.pipe.empty()
+                self._common.stash.lost()
                 for slot in self.slots:
                     slot.lost(now)
             case ev.Tick():
@@ -119,9 +134,13 @@ class Engine:
 
     def _pump(self) -> None:
         """Send what can leave now."""
+        for slot in self.slots:
+            slot.guess(self._now)
         self._roots()
-        if not any(slot.waits for slot in self.slots):
+        waiting = [slot.waits_since for slot in self.slots if slot.waits]
+        if all(since > self._read for since in waiting):  # a root lets one chunk past, and no second one
             self._chunks()
+        if not waiting:
             self._guesses()
         # Where final tokens keep the stages busy, guesses leave with them only: more would be drafted for nothing.
         most = self.settings.max_rows // self._size() if self._crowded() else None
@@ -129,16 +148,18 @@ class Engine:
             slot.propose(self._now, most)
 
     def _roots(self) -> None:
-        """Final tokens leave at once where nobody else does; else those that would only wait before the slowest stage
-        wait here, for others to share a run with."""
+        """Final tokens leave at once, but for those that would only wait before the slowest stage: they wait here, for
+        drafts or others to share a run with."""
         waiting = sorted((slot for slot in self.slots if slot.waits), key=lambda slot: slot.waits_since)
         while waiting:
-            if len(self.active) > 1 and (self._too_early() or self._queued()):
-                return
             together = self._together(waiting)
             if not together:
                 return
-            self._send(self._shared_out(together))
+            group = self._shared_out(together)
+            width = sum(len(nodes) for _, nodes in group)
+            if len(self.active) > 1 and width and self._waits_here(width):
+                return
+            self._send(group)
             waiting = [slot for slot in waiting if slot not in together]  # without nodes it waits for its drafts
 
     def _together(self, waiting: Sequence[Slot]) -> list[Slot]:
@@ -178,6 +199,11 @@ class Engine:
         it with, as long as that makes rows cheaper."""
         return self._size() > 1 and sum(f.alive for f in self.pipe.in_flight.values()) >= self._in_pipe
 
+    def _waits_here(self, width: int) -> bool:
+        """It is better for a run of so many rows to leave later. In a full pipeline it never is but for others to
+        join it: what the news say of the stages is late on a busy machine, and an idle one is lost for all."""
+        return self._queued() or (not self._crowded() and self._too_early(width))
+
     def _size(self) -> int:
         """Slots that share a run: as many as there must be for all that decode to be in the pipeline at once, as long
         as each further row makes them cheaper."""
@@ -200,6 +226,7 @@ class Engine:
             if self.pipe.chunks() >= self.pipe.n_stages + 2 or (others and self.pipe.chunks(0)):
                 return
             reading[0].send_chunk()
+            self._read = self._now
             self._turn = reading[0].number + 1
 
     def _guesses(self) -> None:
@@ -246,9 +273,9 @@ class Engine:
         at = self._turn % len(self.slots)
         return self.slots[at:] + self.slots[:at]
 
-    def _too_early(self) -> bool:
-        """A run that leaves now would only wait before the slowest stage."""
-        early = self.pipe.pace.early(self._now)
+    def _too_early(self, width: int) -> bool:
+        """A run of so many rows that leaves now would only wait before the slowest stage."""
+        early = self.pipe.pace.early(self._now, width)
         if early <= 1e-6:
             return False
         self._wake(self._now + max(early, 1e-4))

@@ -89,6 +89,8 @@ class Pace:
         """A link's time for a run of one row."""
         self.row = 0.0
         """What a row takes on the slowest wire, once runs have queued there: it is a stage of its own then."""
+        self._rows = [0.0] * len(self.curves)
+        """By stage: the same of the wire to it."""
         self._queues: list[dict[int, int]] = [{} for _ in curves]
         """By stage: run id -> rows (0: dead), in order."""
         self._since = [0.0] * len(self.curves)
@@ -127,13 +129,21 @@ class Pace:
             self._since[following] = max(self._since[following], now + self.hop)
 
     def _watch_wire(self, stage: int, run: int, rows: int, began: float) -> None:
-        """Two runs that queued for the wire to this stage arrive as far apart as the second one's bytes take."""
+        """Two runs that queued for the wire to this stage arrive as far apart as the second one's bytes take. That is
+        no more than its whole way, whatever the word of the first one's arrival waited for on a busy machine."""
         waited = began > self._since[stage] + 0.2 * self.curves[stage](1)
         before, self._arrived[stage] = self._arrived[stage], began if waited else 0.0
         left = self._left[stage - 1].get(run)
-        if waited and before and left is not None and left < before:
-            self.row += 0.2 * ((began - before) / rows - self.row)
-            self._known.clear()
+        if left is None:
+            return
+        seen, weight = max(began - left, 0.0) / rows, 0.5
+        if waited and before and left < before:
+            seen, weight = min((began - before) / rows, seen), 0.2
+        elif seen >= self._rows[stage]:
+            return
+        self._rows[stage] += weight * (seen - self._rows[stage])
+        self.row = max(self._rows)
+        self._known.clear()
 
     def dead(self, run: int) -> None:
         for queue in self._queues:
@@ -177,7 +187,7 @@ class Pace:
         if len(other.curves) != len(self.curves):
             return
         self.curves, self.hop, self.row = other.curves, other.hop, other.row
-        self._travels, self._through = other._travels, other._through
+        self._rows, self._travels, self._through = other._rows, other._travels, other._through
         self._known.clear()
 
     def slowest(self, width: int = 1) -> int:
@@ -207,10 +217,10 @@ class Pace:
             known = self._known[width] = slowest, bottleneck, through
         return known
 
-    def early(self, now: float) -> float:
-        """Seconds until a run of one row should leave (negative: it is late): a little before the slowest stage is
-        free, so that it waits there and not the stage."""
-        return self.wait(1, now) - max(0.001, 0.04 * self.bottleneck(1))
+    def early(self, now: float, width: int = 1) -> float:
+        """Seconds until a run of `width` rows should leave (negative: it is late): a little before the slowest stage
+        is free, so that it waits there and not the stage."""
+        return self.wait(width, now) - max(0.001, 0.04 * self.bottleneck(width))
 
     def wait(self, width: int, now: float) -> float:
         """Seconds that a run leaving now would wait before the slowest stage (negative: it is late)."""

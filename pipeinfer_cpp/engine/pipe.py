@@ -38,6 +38,11 @@ class Pipe:
         return len(self.in_flight) > 3 * self.n_stages
 
     @property
+    def widest(self) -> int:
+        """Rows of the widest run that is under way and still worth something."""
+        return max((len(f.run.rows) for f in self.in_flight.values() if f.alive), default=0)
+
+    @property
     def n_stages(self) -> int:
         return len(self.pace.curves)
 

@@ -14,6 +14,8 @@ class Op(NamedTuple):
     `rm` removes positions [p0, p1) of `seq`; `cp` gives `seq` the cells of `src` there. p1 = -1 is
     "to the end". Where no part of a sequence can be removed (see `checkpoints`): `snapshot` keeps its state, which
     stands before position p0, as state number `src`; `restore` takes it from there and removes all cells from p0 on.
+    Where it can (see `stash`): `stash` moves all of `seq`, its first p0 positions, out of the cache, to be kept as
+    number `src`; `unstash` moves it from there into the empty `seq`; `drop` gives number `src` up.
     """
 
     kind: str
@@ -37,6 +39,18 @@ def snapshot(seq: int, state: int, pos: int) -> Op:
 
 def restore(seq: int, state: int, pos: int) -> Op:
     return Op("restore", seq, pos, -1, state)
+
+
+def stash(seq: int, number: int, n: int) -> Op:
+    return Op("stash", seq, n, -1, number)
+
+
+def unstash(seq: int, number: int, n: int) -> Op:
+    return Op("unstash", seq, n, -1, number)
+
+
+def drop(number: int) -> Op:
+    return Op("drop", 0, 0, -1, number)
 
 
 class SequencePool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 MODES = ("async", "sync", "off")
 DRAFT_STATES = 24
 """States that a draft worker keeps where its model's cannot be taken back in part."""
+PROPOSERS = ("draft", "ngram")
 TECHNIQUES = ("continuous", "multibuffer", "cancel", "draft-ahead")
 
 
@@ -23,6 +24,9 @@ class Settings:
     slots: conversations at a time, each with a canonical sequence of its own, of n_ctx positions.
     checkpoints: the stages cannot remove a part of a sequence (recurrent and hybrid models, see `checkpoints`);
     needs branches = 1.
+    proposers: who guesses, see PROPOSERS: the draft model, and what followed in the text itself (see `ngram`).
+    stash: so many positions of conversations without a slot are kept on every stage beside its cache, see `stash`;
+    stash_longest: of one that has no more than these.
     """
 
     mode: str = "async"
@@ -42,6 +46,9 @@ class Settings:
     exact: bool = False
     checkpoints: bool = False
     slots: int = 1
+    proposers: frozenset[str] = frozenset({"draft"})
+    stash: int = 0
+    stash_longest: int = 1 << 30
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -49,11 +56,15 @@ class Settings:
         unknown = self.ablate - set(TECHNIQUES)
         if unknown:
             raise ValueError(f"technique {min(unknown)!r} is not one of {', '.join(TECHNIQUES)}")
-
+        unknown = self.proposers - set(PROPOSERS)
+        if unknown:
+            raise ValueError(f"proposer {min(unknown)!r} is not one of {', '.join(PROPOSERS)}")
         if self.slots < 1:
             raise ValueError("there is at least one slot")
         if self.checkpoints and self.branches > 1:
             raise ValueError("a state that is restored from checkpoints has one branch")
+        if self.checkpoints and self.stash:
+            raise ValueError("a state that is restored from checkpoints is not kept without a slot")
 
     def on(self, technique: str) -> bool:
         return technique not in self.ablate

@@ -14,11 +14,13 @@ from pipeinfer_cpp.engine.cached import Cached, Past
 from pipeinfer_cpp.engine.checkpoints import Checkpoints
 from pipeinfer_cpp.engine.drafts import Drafts, DraftWorker
 from pipeinfer_cpp.engine.governor import Governor
+from pipeinfer_cpp.engine.ngram import Ngrams
 from pipeinfer_cpp.engine.pipe import EngineError, Pipe
 from pipeinfer_cpp.engine.run import Row, Run
-from pipeinfer_cpp.engine.sequences import SequencePool, cp, rm
+from pipeinfer_cpp.engine.sequences import SequencePool, cp, rm, unstash
 from pipeinfer_cpp.engine.settings import Settings
-from pipeinfer_cpp.engine.speculation import Calibration, Speculation
+from pipeinfer_cpp.engine.speculation import Speculation, Trust
+from pipeinfer_cpp.engine.stash import Stash
 from pipeinfer_cpp.engine.stats import Stats
 from pipeinfer_cpp.engine.tree import Node, Tree
 from pipeinfer_cpp.engine.turn import Turn
@@ -32,13 +34,15 @@ STATES = 1024
 
 @dataclass(slots=True)
 class Common:
-    """What all slots share: the pipeline, ids of side branches, the draft worker, what is learnt of it."""
+    """What all slots share: the pipeline, ids of side branches, the draft worker, what is kept of conversations without
+    a slot, what is learnt."""
 
     pipe: Pipe
     pool: SequencePool
     worker: DraftWorker
+    stash: Stash
     governor: Governor
-    calibration: Calibration = field(default_factory=Calibration)
+    trust: Trust = field(default_factory=Trust)
     out: list[ev.Action] = field(default_factory=list)
     """What is to be done."""
     alone: bool = True
@@ -60,7 +64,8 @@ class Slot:
         self.stats = Stats()
         self.checkpoints = Checkpoints(number, number * STATES) if settings.checkpoints else None
         self.drafts = Drafts(settings, common.worker, number)
-        self.speculation = Speculation(settings, common.pipe, self.drafts, common.calibration, common.governor)
+        self.speculation = Speculation(settings, common.pipe, self.drafts, common.trust, common.governor)
+        self.ngrams = Ngrams() if "ngram" in settings.proposers else None
         self._common = common
         self._pipe, self._pool, self._out = common.pipe, common.pool, common.out
         self.replay: list[Row] = []
@@ -69,6 +74,8 @@ class Slot:
         """The stages have computed the whole prompt of the turn: nothing can cancel it any more."""
         self.waits_since = 0.0
         """When its root became final."""
+        self._asked: Node | None = None
+        """The guess behind which the text had nothing to say."""
         self._reason = ""
         self._now = 0.0
 
@@ -98,6 +105,19 @@ class Slot:
         self.cache.recall()
         self._truncate(0)
 
+    def change(self, past: Past | None, stashed: int, keep: bool) -> int:
+        """Another conversation moves in: its `past`, and the number under which the stages keep it (0: none does). With
+        `keep` they keep the one before, too. Returns the number for that; 0 where it must be computed again."""
+        stash, before = self._common.stash, self.cache.held
+        n = stash.take(stashed)  # before what makes room for the other
+        number, ops = stash.put(self.number, before) if keep else (0, [])
+        self._pipe.ops += ops
+        self.recall(past) if past is not None else self.forget()
+        if n:
+            self._pipe.ops.append(unstash(self.number, stashed, n))
+            self.cache.held = n
+        return number
+
     def succeed(self, other: Slot) -> None:
         """Take over an idle slot's conversation."""
         if other.phase != IDLE:
@@ -114,7 +134,7 @@ class Slot:
         if not 0 < len(tokens) < n_ctx or event.max_tokens < 1:
             raise EngineError(f"{len(tokens)} prompt tokens, {event.max_tokens} to generate, context {n_ctx}")
         self._now = self.used = now
-        self.owner = event.owner
+        others, self.owner = self.owner not in ("", event.owner), event.owner
         self.stats = Stats()
         if like is not None:
             self._copy(like, tokens)
@@ -129,6 +149,10 @@ class Slot:
         self.tree = Tree(tokens[-1], len(tokens) - 1, self.number)
         self.speculation.cutoff.final()
         self.phase, self._read = PREFILL, False
+        if others:
+            self._out += self.drafts.forget(tokens)
+        if self.ngrams:
+            self.ngrams.begin(tokens)
         self._out += self.drafts.begin(tokens, self.tree.root)
 
     def shared(self, tokens: Sequence[int]) -> int:
@@ -149,6 +173,9 @@ class Slot:
         parent = self.drafts.place(event) if self.phase in (PREFILL, DECODE) else None
         if parent is None:
             return  # from a path that is dead by now
+        node = Node(-1, event.token, event.pos, prob=event.prob, drafted=True, paths=[event.path])
+        if self._contradicted(parent, node):
+            return
         self.stats.proposed += parent.child(event.token) is None
         node = self.tree.add(parent, event.token, event.prob, path=event.path, second=event.second)
         self.drafts.extend(event.path, node)
@@ -157,6 +184,44 @@ class Slot:
             sibling = self.tree.add(parent, event.second, event.second_prob, side=True, origin="sibling")
             self.stats.proposed += 1
             self._out.append(self.drafts.fork(sibling, event.path))
+
+    def _contradicted(self, parent: Node, said: Node) -> bool:
+        """The text's own guess at the draft's place is another one, and is kept as the better one or as it has left
+        already. Else it is dropped."""
+        other = next((c for c in parent.children if c.match and not c.drafted and c.token != said.token), None)
+        if other is None:
+            return False
+        trust = self.speculation.trust
+        if other.run is not None or trust(other) >= trust(said):
+            self._out += self.drafts.follow(other, said.paths[0])
+            return True
+        self.stats.wasted += len(self.tree.drop(other))
+        self._out += self.drafts.final()
+        return False
+
+    def guess(self, now: float) -> None:
+        """The text's own guesses go on from what is guessed already."""
+        if self.ngrams is None or self.phase not in (PREFILL, DECODE) or not self.speculation.speculates:
+            return
+        chain = []
+        tip = self.tree.root
+        while below := next((c for c in tip.children if not c.side), None):
+            tip = below
+            chain.append(tip.token)
+        room = self.speculation.room(self.tree, self.turn.last_row, now, self.phase == PREFILL)
+        if tip.pos >= room or tip.token in self.settings.eog or tip is self._asked:
+            return
+        found, grown = self.ngrams.propose(chain, room - tip.pos), tip.match
+        if not found or not self.speculation.trust.pays(max(found[0][1], grown + 1), self.drafts.alive):
+            self._asked = tip
+            return
+        for i, (token, length) in enumerate(found):
+            length = max(length, grown + 1 + i)
+            tip = self.tree.add(tip, token, self.speculation.trust.ngram(length), origin="ngram")
+            tip.match = length
+            self.stats.proposed += 1
+            if token in self.settings.eog:
+                return
 
     @property
     def _branches(self) -> int:
@@ -233,6 +298,8 @@ class Slot:
                 return
             self._read = True
             self.turn.tokens.append(token)
+            if self.ngrams and (said := self.ngrams.final(token)):
+                policy.trust.ngram.learn(*said)
             self.waits_since = self._now
             origin = hit.origin if hit else "target"
             self._out.append(ev.Emit(token, root.pos + 1, root.logprob, origin, self.number, root.top))
@@ -251,9 +318,9 @@ class Slot:
 
     def _judge(self, root: Node, hit: Node | None) -> None:
         """Count the verdict on the root's children."""
-        first = next((c for c in root.children if c.origin == "draft"), None)
-        if first is not None:
-            self.speculation.calibration.learn(first.prob, first is hit)
+        first = next((c for c in root.children if c.origin != "sibling"), None)
+        if first is not None and first.drafted:
+            self.speculation.trust.draft.learn(first.prob, first is hit)
             if first is not hit and first.second >= 0:
                 self.stats.second(first.second == root.draw)
         judged = hit or first
@@ -266,6 +333,8 @@ class Slot:
         if hit.seq != self.number:  # a side branch, whose id is not the slot's
             self._pipe.ops += self._pool.adopt(hit, self.number)
         self._out += self.drafts.final()
+        if self.ngrams:
+            self._out += self.drafts.catch_up(self.tree.root, self.turn.tokens)
 
     def _bury(self, dead: list[Node]) -> None:
         """Free what dead nodes held, cancel the runs that carry nothing else."""

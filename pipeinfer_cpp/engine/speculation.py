@@ -3,14 +3,21 @@ leaves, and how far the draft worker may run ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipeinfer_cpp.engine.drafts import Drafts
 from pipeinfer_cpp.engine.governor import Governor
+from pipeinfer_cpp.engine.ngram import MatchCalibration
 from pipeinfer_cpp.engine.pacing import Pace
 from pipeinfer_cpp.engine.pipe import Pipe
 from pipeinfer_cpp.engine.settings import Settings
 from pipeinfer_cpp.engine.tree import Node, Tree
+
+HORIZON = 16
+"""Rows beyond a widest run that a plan looks at."""
+DOUBTFUL = 0.25
+"""What is rarer right than this is not guessed: a cancellation costs a stage a moment, too."""
 
 
 class Cutoff:
@@ -69,6 +76,11 @@ class Calibration:
         i = self._bin(prob)
         return self._hits[i] / self._seen[i]
 
+    @property
+    def mean(self) -> float:
+        """The share of all drafts that is right."""
+        return sum(self._hits) / sum(self._seen)
+
     def learn(self, prob: float, accepted: bool) -> None:
         i = self._bin(prob)
         self._hits[i] = self._hits[i] * self._memory + accepted
@@ -79,73 +91,106 @@ class Calibration:
         return min(max(int(prob * 10), 0), 9)
 
 
-def worth(pace: Pace, chances: Sequence[float], leaves: float) -> float:
-    """Expected accepted tokens per second of a run of these rows.
+class Trust:
+    """The chance that a guess is right if the one before it is, by who made it, as verdicts have taught."""
 
-    `chances` are the rows' path probabilities, given that the run's first parent is right; `leaves` is
-    the summed chance of the paths' last rows. A wider run occupies the slowest stage for longer, and
-    delays the news of a miss inside it by the extra time on all stages.
+    def __init__(self) -> None:
+        self.draft, self.ngram = Calibration(), MatchCalibration()
+
+    def __call__(self, node: Node) -> float:
+        if node.origin == "sibling":
+            return min(node.prob, 0.9)
+        draft = self.draft(node.prob) if node.drafted else 0.0
+        ngram = self.ngram(node.match) if node.match else 0.0
+        return min(1.0 - (1.0 - draft) * (1.0 - ngram), 0.99) if draft and ngram else max(draft, ngram)
+
+    def pays(self, length: int, drafts: bool) -> bool:
+        """A match of that length is worth guessing by. Where there is a draft model, it is as good as what that says in
+        the mean: what has left is not taken back, and would be in the way of better guesses."""
+        return self.ngram(length) >= (max(self.draft.mean, DOUBTFUL) if drafts else DOUBTFUL)
+
+
+def plan_width(alive: Sequence[float], pace: Pace, max_rows: int, ahead: int = 0) -> int:
+    """Rows of each run, so that a plan is expected to take the least time.
+
+    alive[k]: the chance that the text still goes on inside the plan when its first k rows are verified; never rising.
+    The last one is that of what follows the plan. ahead: rows of the widest run under way.
+
+    A run occupies the slowest stage if the plan is still alive when it begins. Where the text leaves the plan, what is
+    left of a run's way through the pipeline passes until that is known; a wide run holds up all that is behind it, so
+    that narrow ones between wide ones win nothing.
     """
-    width = len(chances)
-    late = pace.latency(width) - pace.latency(1)
-    return sum(chances) / (pace.bottleneck(width) + max(late, 0.0) * (1.0 - min(leaves, 1.0)) + 1e-9)
+    n, missed = len(alive) - 1, alive[0] - alive[-1]
+    best, least = 1, math.inf
+    held_up = pace.latency(ahead) - pace.bottleneck(ahead) if ahead else 0.0
+    for w in range(1, min(max_rows, n) + 1):
+        slowest = pace.bottleneck(w)
+        runs = sum(alive[k] * min((n - k) / w, 1.0) for k in range(0, n, w))
+        seconds = runs * slowest + missed * max(pace.latency(w) - slowest, held_up, 0.0)
+        if seconds < least:
+            best, least = w, seconds
+    return best
 
 
 def select(
     root: Node,
     *,
     pace: Pace,
-    calibration: Calibration,
+    trust: Trust,
     level: float,
     max_rows: int,
     last_row: int,
     eog: frozenset[int],
+    ahead: int = 0,
+    drafts: bool = True,
 ) -> list[Node]:
-    """The root if it has not left yet, then the likeliest unsent nodes as long as they are worth their time.
+    """The root if it has not left yet, then the likeliest unsent nodes: as many as a run has in the best plan for all
+    that are drafted, and for those that will be.
 
-    `level` is the cutoff on the draft's confidence. Rows of one path are consecutive. A side branch
-    never starts in its parent's run: its prefix is copied from cells that must be there already.
+    `level` is the cutoff on the draft's confidence; `ahead`: rows of the widest run under way; `drafts`: a
+    draft model will go on. Rows of one path are consecutive. A side branch never starts in its parent's run: its
+    prefix is copied from cells that must be there already.
     """
-    chosen = [root] if root.run is None else []
-    chances: dict[Node, float] = {root: 1.0} if chosen else {}
-    base = 1.0
-    best = worth(pace, [1.0], 1.0) if chosen else 0.0
-    candidates = dict(_frontier(root, calibration)) if not chosen else _children(root, 1.0, calibration)
-    while len(chosen) < max_rows:
-        usable = {n: c for n, c in candidates.items() if n.pos <= last_row and n.token not in eog and n.prob >= level}
-        if not usable:
+    waits = root.run is None
+    plan, alive = ([root], [1.0]) if waits else ([], [])
+    candidates: dict[Node, float] = {}
+
+    def add(nodes: Iterable[tuple[Node, float]]) -> None:
+        candidates.update(
+            (n, chance) for n, chance in nodes if n.pos <= last_row and n.token not in eog and n.prob >= level
+        )
+
+    add(_children(root, 1.0, trust) if waits else _frontier(root, trust))
+    horizon = max_rows + HORIZON
+    while candidates and len(plan) < horizon:
+        alive.append(min(sum(candidates.values()), *alive[-1:], 1.0))
+        node = max(candidates, key=candidates.__getitem__)
+        chance = candidates.pop(node)
+        plan.append(node)
+        add(_children(node, chance, trust))
+    if not plan:
+        return []
+    follows = sum(candidates.values())
+    while drafts and not candidates and not plan[-1].children and plan[-1].pos + len(alive) - len(plan) < last_row:
+        follows = alive[-1] * trust.draft.mean  # what is not drafted yet
+        if len(alive) > horizon or follows < 0.01:
             break
-        node = max(usable, key=usable.__getitem__)
-        chance = usable[node]
-        if not chosen:
-            base = chance / _chance(node, calibration)
-        rows = {**chances, node: chance / max(base, 1e-9)}
-        parents = {n.parent for n in rows}
-        value = worth(pace, list(rows.values()), sum(c for n, c in rows.items() if n not in parents))
-        if chosen and value <= best:
-            break
-        best, chances = value, rows
-        chosen.append(node)
-        del candidates[node]
-        candidates.update(_children(node, chance, calibration))
-    return chosen
+        alive.append(follows)
+    alive.append(min(follows, alive[-1]))
+    return plan[: plan_width(alive, pace, max_rows, ahead)]
 
 
-def _chance(node: Node, calibration: Calibration) -> float:
-    return calibration(node.prob) if node.origin == "draft" else min(node.prob, 0.9)
+def _children(node: Node, chance: float, trust: Trust) -> Iterator[tuple[Node, float]]:
+    return ((c, chance * trust(c)) for c in node.children if not c.side)
 
 
-def _children(node: Node, chance: float, calibration: Calibration) -> dict[Node, float]:
-    return {c: chance * _chance(c, calibration) for c in node.children if not c.side}
-
-
-def _frontier(root: Node, calibration: Calibration) -> Iterator[tuple[Node, float]]:
+def _frontier(root: Node, trust: Trust) -> Iterator[tuple[Node, float]]:
     """Unsent nodes whose parent is sent, each with the probability of its path."""
     stack = [(root, 1.0)]
     while stack:
         node, chance = stack.pop()
         for child in node.children:
-            probability = chance * _chance(child, calibration)
+            probability = chance * trust(child)
             if child.run is None:
                 yield child, probability
             else:
@@ -156,11 +201,11 @@ class Speculation:
     """The policy of the three modes for one slot. It decides, and sends nothing itself."""
 
     def __init__(
-        self, settings: Settings, pipe: Pipe, drafts: Drafts, calibration: Calibration, governor: Governor
+        self, settings: Settings, pipe: Pipe, drafts: Drafts, trust: Trust, governor: Governor
     ) -> None:
-        """What the draft's confidence is worth and whether speculation pays is learnt by all slots together."""
+        """What guesses are worth and whether speculation pays is learnt by all slots together."""
         self._settings, self._pipe, self._pace, self._drafts = settings, pipe, pipe.pace, drafts
-        self.calibration, self.governor = calibration, governor
+        self.trust, self.governor = trust, governor
         self.cutoff = Cutoff(settings.cutoff, settings.recovery, settings.decay)
         self._look_again = 0.0
         """When drafts that were not sure enough are looked at again."""
@@ -168,7 +213,12 @@ class Speculation:
     @property
     def speculates(self) -> bool:
         governed = self.governor.speculate or not self._settings.governor
-        return self._settings.mode != "off" and self._drafts.alive and governed
+        return self._settings.mode != "off" and self.guesses and governed
+
+    @property
+    def guesses(self) -> bool:
+        """There is somebody who guesses."""
+        return self._drafts.alive or "ngram" in self._settings.proposers
 
     def root_run(self, tree: Tree, last_row: int, taken: int = 0) -> list[Node]:
         """The root with the drafts known below it, for a run in which `taken` rows are others'; empty while it
@@ -178,11 +228,11 @@ class Speculation:
             return []  # one sequence: what is dead in it must be out of the pipe first
         if settings.mode == "async":
             return self._select(tree, last_row, taken) if self.speculates else [root]
-        if settings.mode == "off" or not self._drafts.alive:
+        if settings.mode == "off" or not self.guesses:
             return [root]
         known = [node for node in root.subtree() if node.pos <= last_row]
         whole = 1 + max(min(self._sync_length, last_row - root.pos, settings.max_rows - 1 - taken), 0)
-        if len(known) < whole and known[-1].token not in settings.eog:
+        if self._drafts.alive and len(known) < whole and known[-1].token not in settings.eog:
             return []  # the draft is not complete
         return [node for node in known if node.token not in settings.eog][:whole]
 
@@ -236,11 +286,13 @@ class Speculation:
         return select(
             tree.root,
             pace=self._pace,
-            calibration=self.calibration,
+            trust=self.trust,
             level=self.cutoff.level,
             max_rows=self._settings.max_rows - taken,
             last_row=last_row,
             eog=self._settings.eog,
+            ahead=self._pipe.widest,
+            drafts=self._drafts.alive,
         )
 
     @property

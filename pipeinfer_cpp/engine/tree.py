@@ -19,9 +19,13 @@ class Node:
     parent_id: int = -1
     """The node before it, also when that is final and gone; -1 for the prompt's last token."""
     origin: str = "draft"
-    """`prompt`, `target`, `draft` (its first choice) or `sibling` (its second)."""
+    """`prompt`, `target`, `draft` (its first choice), `sibling` (its second) or `ngram`: whoever guessed it first."""
     prob: float = 1.0
-    """The draft's own confidence in it."""
+    """The draft's own confidence in it, or what a match of that length is worth."""
+    drafted: bool = False
+    """The draft model says so too, or alone."""
+    match: int = 0
+    """Tokens alike before it, where the text itself says so; else 0."""
     second: int = -1
     """The draft's second choice at the same place, whether or not it stands in the tree; -1: not told."""
     side: bool = False
@@ -74,9 +78,13 @@ class Tree:
         """Hang a guess under its parent. Equal guesses are one node: it knows who made them."""
         node = parent.child(token)
         if node is None:
-            node = Node(self._take_id(), token, parent.pos + 1, -1, parent, parent.id, origin, prob, second, side)
+            node = Node(self._take_id(), token, parent.pos + 1, -1, parent, parent.id, origin, prob, second=second)
+            node.side = side
             node.depth = parent.depth + 1
             parent.children.append(node)
+        elif node.match and origin == "draft" and not node.drafted:
+            node.prob, node.second = prob, second
+        node.drafted = node.drafted or origin == "draft"
         node.paths.append(path)
         return node
 
@@ -97,6 +105,14 @@ class Tree:
         dead = self.kill()
         old = self.root
         self.root = Node(self._take_id(), token, old.pos + 1, self._main, parent_id=old.id, origin="target")
+        return dead
+
+    def drop(self, node: Node) -> list[Node]:
+        """This guess is given up. Returns the nodes that died: it and all below it."""
+        dead = [*node.subtree()]
+        self._bury(dead)
+        if node.parent is not None:
+            node.parent.children.remove(node)
         return dead
 
     def kill(self) -> list[Node]:

@@ -18,7 +18,7 @@ PROGRAM = 62_000_000
 """Python, its libraries and llama.cpp's code in each process."""
 _TOKEN, _MERGE, _BARE_TOKEN = 165, 150, 60
 """Bytes of llama.cpp's vocabulary by token, by merge of a byte-level one, and by token where it has no texts."""
-_CELL = 64
+CELL = 64
 """Bytes that llama.cpp keeps of each cell beside keys and values."""
 
 
@@ -69,7 +69,7 @@ class Model:
         logits = 4 * source.n_vocab * (2 * max(room.draws, room.n_seq) if last else max(room.chunk, room.n_seq))
         return Needs(
             weights=self._weight(first, end),
-            kv=sum(c.bytes(room.cells, room.n_seq, room.kv_type) for c in caches) + _CELL * room.cells,
+            kv=sum(c.bytes(room.cells, room.n_seq, room.kv_type) for c in caches) + CELL * room.cells,
             compute=self._scratch(first, end, room) + logits + self._vocabulary(last),
             checkpoints=4 * sum(c.state for c in caches) * room.checkpoints,
             cell=sum(c.cell_bytes(room.kv_type) for c in caches),

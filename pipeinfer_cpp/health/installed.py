@@ -65,7 +65,7 @@ def llama() -> Iterator[Finding]:
         yield Finding("llama.cpp", FAILED, f"the library dies here (signal {-done.returncode})", advice)
         return
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         yield Finding("llama.cpp", FAILED, f"the library does not load: {said}", "pip install --force-reinstall .")
         return
     info, gpu = json.loads(done.stdout)

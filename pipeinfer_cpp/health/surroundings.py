@@ -70,7 +70,7 @@ def cache() -> Iterator[Finding]:
         yield Finding("cache", FAILED, f"slices cannot be kept: {error}", advice)
         return
     free = shutil.disk_usage(folder).free / 1e9
-    used = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()) / 1e9
+    used = sum(512 * f.stat().st_blocks for f in Path(folder).rglob("*") if f.is_file()) / 1e9  # slices have holes
     text = f"{folder}: {used:.1f} GB used, {free:.0f} GB free"
     yield Finding("cache", OK if free > 5 else WARNING, text, "" if free > 5 else "Slices need as much room as models.")
 

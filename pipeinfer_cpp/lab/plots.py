@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.lab.sweep import Done
+from pipeinfer_cpp.system.versions import installing
 
 COLOURS = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -29,7 +30,7 @@ def figure(width: float = 8.0, height: float = 4.5) -> tuple[Any, Any]:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
-        raise UserError("Pictures need matplotlib: pip install 'pipeinfer-cpp[plots]'.") from None
+        raise UserError(f"Pictures need matplotlib: run {installing('matplotlib')}") from None
     return plt.subplots(figsize=(width, height), layout="constrained")
 
 

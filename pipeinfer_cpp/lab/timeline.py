@@ -19,7 +19,7 @@ FATES = {
     "draft": "#009E73",
 }
 """What became of a run in a span, there: each with a colour that colour-blind eyes tell apart."""
-ORIGINS = {"draft": "#009E73", "sibling": "#CC79A7", "target": "#000000"}
+ORIGINS = {"draft": "#009E73", "sibling": "#CC79A7", "ngram": "#56B4E9", "target": "#000000"}
 
 
 @dataclass(frozen=True)
@@ -123,5 +123,5 @@ def _fate(run: Run, outcome: str, final: dict[tuple[int, int], tuple[float, str]
     for pos in range(run.pos, run.pos + run.rows):
         at, origin = final.get((run.turn, pos), (None, ""))
         # A row is right when its token was final already, or became so as the draft's.
-        kept += (at is not None and at <= run.sent) or origin in ("draft", "sibling") or pos == run.pos
+        kept += (at is not None and at <= run.sent) or origin in ("draft", "sibling", "ngram") or pos == run.pos
     return "accepted" if kept >= run.rows else "partly accepted"

@@ -113,6 +113,8 @@ class SliceContext:
         self.row_width = int(self._meta("width") or self.n_embd)
         """Floats in a row of hidden states."""
         self.checkpointed = bool(lib.llama_model_is_hybrid(self._model) or lib.llama_model_is_recurrent(self._model))
+        self.window: int = lib.llama_model_n_swa(self._model)
+        """Positions that a sliding window shows, 0 where no layer has one."""
         self.vocab = lib.llama_model_get_vocab(self._model)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self.vocab)
         params = lib.llama_context_default_params()

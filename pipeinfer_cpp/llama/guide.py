@@ -50,14 +50,15 @@ class Guide:
 
     def accept(self, token: int) -> bool:
         """Go on by `token`. False, and no change, when it is forbidden."""
-        if not self._points.allowed(self._at, np.array([token]))[0]:
+        there = self._points.behind(self._at, token)
+        if there is None:
             return False
-        self._at = self._points.behind(self._at, token)
+        self._at = there
         return True
 
     def prepare(self) -> None:
-        """Find out now what is allowed here."""
-        self._points.mask(self._at)
+        """Find out now what is allowed here: draws that wait for the matcher meanwhile go first."""
+        self._points.prepare(self._at)
 
     def clone(self) -> Guide:
         other = object.__new__(Guide)
@@ -75,68 +76,101 @@ class _Points:
         self.n_vocab = pieces.n_vocab
         self._pieces, self._text = pieces, text
         self._ends = frozenset(pieces.eog.tolist())
-        self._lock = threading.Lock()
+        self._gate = threading.Lock()  # a draw holds it while it waits for the matcher too: locks are not fair
+        self._moving = threading.Lock()  # the matcher, which is slow
         self._matcher: Any = None
         self._stands = 0
+        self._books = threading.Lock()  # what is known, which is quick
         self._points: list[tuple[int, int, int]] = [(-1, -1, 0)]  # point before, token, tokens up to here
         self._numbers: dict[tuple[int, int], int] = {}
         self._masks: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        ended = np.zeros((self.n_vocab + 31) // 32 * 4, np.uint8)
+        for token in self._ends:
+            ended[token >> 3] |= 1 << (token & 7)
+        self._ended = ended
 
     def check(self) -> None:
         """Raise UserError where the vocabulary does not allow it."""
-        with self._lock:
+        with self._moving:
             try:
                 self._open()
             except FormLost as error:
                 raise UserError(str(error)) from None
 
-    def behind(self, point: int, token: int) -> int:
-        """The point that an allowed token leads to."""
+    def behind(self, point: int, token: int) -> int | None:
+        """The point that `token` leads to, or None where it is forbidden."""
+        number = self._numbers.get((point, token))
+        if number is not None:
+            return number
+        if not self.allowed(point, np.array([token]))[0]:
+            return None
         if token in self._ends:
             return _ENDED
-        with self._lock:
+        with self._books:
             number = self._numbers.get((point, token))
             if number is None:
-                number = self._numbers[point, token] = len(self._points)
+                number = len(self._points)
                 self._points.append((point, token, self._points[point][2] + 1))
+                self._numbers[point, token] = number
             return number
 
     def allowed(self, point: int, ids: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether each of `ids` may follow. A single check takes about 1 us, a mask of 262144 tokens 7 to 2500 us."""
-        with self._lock:
-            if point != _ENDED and point not in self._masks and len(ids) <= _FEW:
-                self._open()
-                self._go(point)
-                check, ends = self._matcher.validate_tokens, self._ends
+        mask = self._known(point)
+        if mask is None and len(ids) > _FEW:
+            mask = self.mask(point)
+        if mask is not None:
+            return np.asarray((mask[ids >> 3] >> (ids & 7).astype(np.uint8)) & 1 == 1)
+        with self._gate, self._moving:
+            self._go(point)
+            forced = self._matcher.compute_ff_tokens()
+            check, ends = self._matcher.validate_tokens, self._ends
+            if forced:  # a mask has only the usual token of a text that is settled, a check takes its parts too
+                found = [t == forced[0] for t in ids.tolist()]
+            else:
                 found = [
                     (t in ends and self._matcher.is_accepting()) or check([t]) == 1  # its check knows no ends
                     for t in ids.tolist()
                 ]
-                self._still_well()
-                return np.array(found, np.bool_)
-        mask = self.mask(point)
-        return np.asarray((mask[ids >> 3] >> (ids & 7).astype(np.uint8)) & 1 == 1)
+            self._still_well()
+            return np.array(found, np.bool_)
 
     def mask(self, point: int) -> NDArray[np.uint8]:
         """A bit for each token, the lowest first."""
-        with self._lock:
+        found = self._known(point)
+        if found is None:
+            with self._gate, self._moving:
+                found = self._made(point)
+        return found
+
+    def prepare(self, point: int) -> None:
+        """Make the mask, behind all draws that wait."""
+        with self._gate:
+            pass
+        with self._moving:
+            self._made(point)
+
+    def _known(self, point: int) -> NDArray[np.uint8] | None:
+        if point == _ENDED:
+            return self._ended
+        with self._books:
             found = self._masks.get(point)
-            if found is None:
-                found = np.zeros((self.n_vocab + 31) // 32 * 4, np.uint8)
-                if point == _ENDED:
-                    for token in self._ends:
-                        found[token >> 3] |= 1 << (token & 7)
-                else:
-                    self._open()
-                    self._go(point)
-                    self._matcher.unsafe_compute_mask_ptr(found.ctypes.data, found.nbytes)
-                    self._still_well()
+            if found is not None:
+                self._masks.move_to_end(point)
+            return found
+
+    def _made(self, point: int) -> NDArray[np.uint8]:
+        found = self._known(point)
+        if found is None:
+            found = np.zeros_like(self._ended)
+            self._go(point)
+            self._matcher.unsafe_compute_mask_ptr(found.ctypes.data, found.nbytes)
+            self._still_well()
+            with self._books:
                 self._masks[point] = found
                 if len(self._masks) > _N_MASKS:
                     self._masks.popitem(last=False)
-            else:
-                self._masks.move_to_end(point)
-            return found
+        return found
 
     def _open(self) -> None:
         if self._matcher is None:
@@ -149,6 +183,7 @@ class _Points:
 
     def _go(self, point: int) -> None:
         """Move the matcher: back to where the ways part, then on."""
+        self._open()
         here, tokens, back = self._stands, [], 0
         target = point
         while here != target:

@@ -39,6 +39,7 @@ class PathSamplers:
         self._tips: dict[int, Sampler] = {}
         self._helper: ThreadPoolExecutor | None = None  # finds out what is allowed, while the stage decodes
         self._helps: Future[None] | None = None
+        self._ahead: object = None  # the run that it works for
 
     def begin(
         self, sampling: Sampling, prompt_tokens: Iterable[int], said: Iterable[int] = (), root: int = 0
@@ -67,8 +68,13 @@ class PathSamplers:
             return
         parents = {parent for _, parent, _ in rows}
         ways = {p: self._path(p) for p in parents if p == self._root or p in self._nodes}
-        root = self._root
-        self._help(lambda: _look_ahead(guide, root, ways, tuple(rows)))
+        root, self._ahead = self._root, (now := object())  # what an earlier run still wanted is left
+        self._help(lambda: _look_ahead(guide, root, ways, tuple(rows), lambda: self._ahead is now))
+
+    def looked_ahead(self) -> None:
+        """Wait until all that was looked ahead at is found out."""
+        if self._helps is not None:
+            self._helps.result()
 
     def draw(self, node: int, parent: int, token: int, pos: int, logits: NDArray[np.float32]) -> Draw | None:
         """What follows `node`, which carries `token` at position `pos` below `parent` (ignored for node 0).
@@ -119,10 +125,10 @@ class PathSamplers:
         self._root, self._awaited = node, None
 
     def close(self) -> None:
-        """End the turn and free its samplers. What is being found out is waited for."""
-        if self._helps is not None:
-            self._helps.result()
-            self._helps = None
+        """End the turn and free its samplers. The mask that is being made is waited for."""
+        self._ahead = None
+        self.looked_ahead()
+        self._helps = None
         for sampler in (self._base, *self._tips.values()):
             if sampler is not None:
                 sampler.close()
@@ -171,11 +177,17 @@ class PathSamplers:
 
 
 def _look_ahead(
-    guide: Guide, root: int, ways: dict[int, list[int]], rows: tuple[tuple[int, int, int], ...]
+    guide: Guide,
+    root: int,
+    ways: dict[int, list[int]],
+    rows: tuple[tuple[int, int, int], ...],
+    wanted: Callable[[], bool],
 ) -> None:
     """`ways`: tokens from the root to each parent that is known already."""
     known: dict[int, Guide] = {}
     for node, parent, token in rows:
+        if not wanted():
+            return
         if node == root:
             guide.prepare()
             continue

@@ -21,7 +21,7 @@ from pipeinfer_cpp.llama.schema import guided_text
 from pipeinfer_cpp.llama.top import above, top_superset
 from pipeinfer_cpp.sampling import Sampling
 
-_HEAD = 64  # how many of the best are shown to a grammar before the whole vocabulary is
+_HEADS = 8, 64, 256  # so many of the best are shown to a form, one step after the other, before the whole vocabulary is
 
 
 class Draw(NamedTuple):
@@ -203,7 +203,7 @@ class Sampler:
             self._shared.scratch[token] = -math.inf
             ranked = [token, int(self._shared.scratch.argmax())]
         else:
-            ids = self._best_allowed(self._grammar, x, 1, 8)
+            ids = self._enough(self._grammar, x, 1)
             ranked = ids[np.argsort(-x[ids], kind="stable")[:2]].tolist()
         ranked = [t for t in ranked if x[t] > -math.inf]
         logprobs = [float(logits[t]) - log_total for t in ranked]
@@ -223,7 +223,8 @@ class Sampler:
         if len(left) > 1:
             noisy[i] = -math.inf
             j = int(noisy.argmax())
-            second, second_prob = int(left[j]), float(weight[j])
+            if noisy[j] > -math.inf:  # some models say so of tokens
+                second, second_prob = int(left[j]), float(weight[j])
         return Draw(token, float(logits[token]) - log_total, prob, second, second_prob)
 
     def _survivors(self, x: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
@@ -232,12 +233,12 @@ class Sampler:
         assert shared.filters is not None
         ids: NDArray[Any] | None = None
         if self._grammar is not None:
-            ids = self._best_allowed(self._grammar, x, s.top_k, max(_HEAD, s.top_k))
+            ids = self._enough(self._grammar, x, s.top_k) if s.top_k > 0 else self._grammar.all_allowed()
         elif s.top_k > 0:
             ids = top_superset(x, s.top_k)
         if s.typical_p < 1.0:  # llama.cpp's typical computes 0 * log 0 below that
             ids = above(x, ids, float(x.max() if ids is None else x[ids].max(initial=-math.inf)) - 87.0)
-        elif shared.bans:
+        elif shared.bans or self._grammar is not None:
             ids = above(x, ids, -math.inf)
         if ids is not None and not len(ids):
             return np.empty(0, np.int32), np.empty(0)
@@ -245,18 +246,38 @@ class Sampler:
         shared.candidates.apply(shared.filters)
         return shared.candidates.ids, shared.candidates.logits.astype(np.float64)
 
-    def _best_allowed(self, grammar: Grammar | Guide, x: NDArray[np.float32], k: int, n_head: int) -> NDArray[np.int32]:
-        """Of what the grammar leaves at least the `k` best (ties included; all of it where `k` <= 0). The best
-        `n_head` are shown to it before the whole vocabulary is."""
-        if k <= 0:
-            return grammar.all_allowed()
-        head = top_superset(x, n_head)
-        ids = grammar.allowed(head)
-        if len(ids) >= k or len(head) == len(x):
-            return ids
-        ids = grammar.all_allowed()
-        best: NDArray[np.int32] = ids[top_superset(x[ids], k + 1)]
+    def _enough(self, form: Grammar | Guide, x: NDArray[np.float32], k: int) -> NDArray[np.int32]:
+        """Of what the form allows as many as it takes: the draw among them is the draw among all of it.
+
+        The `k` best are (filters begin with top-k). Fewer are, where top-p and min-p leave the same of them whether
+        all that were not looked at are forbidden or allowed: both keep a beginning of the order, and the more of it
+        the more weight lies behind it. The whole vocabulary is asked for only where 256 of the best do not settle it.
+        """
+        near = top_superset(x, _HEADS[-1] + k)
+        near = near[np.argsort(-x[near], kind="stable")]
+        near = near[x[near] > -math.inf]
+        kept, seen = near[:0], 0
+        for n in _HEADS:
+            kept = np.concatenate((kept, form.allowed(near[seen:n])))
+            seen = n
+            rest = near[n:]
+            if len(kept) >= k or not len(rest) or self._settled(x, kept, rest):
+                return kept.astype(np.int32)
+        ids = form.all_allowed()
+        best: NDArray[np.int32] = ids[top_superset(x[ids], k + 1)]  # and a second choice for a greedy draw
         return best
+
+    def _settled(self, x: NDArray[np.float32], kept: NDArray[Any], rest: NDArray[Any]) -> bool:
+        """Whether the filters leave the same of `kept`, whichever of the lower `rest` are allowed too."""
+        shared = self._shared
+        if shared.filters is None or shared.sampling.typical_p < 1.0 or not len(kept):
+            return False
+        left = []
+        for ids in (kept, np.concatenate((kept, rest))):
+            shared.candidates.fill(ids, x[ids])
+            shared.candidates.apply(shared.filters)
+            left.append(set(shared.candidates.ids.tolist()))
+        return left[0] == left[1] and bool(x[list(left[0])].min() > x[rest[0]])
 
     def _end(self, logits: NDArray[np.float32], log_total: float) -> Draw:
         """The draw where nothing is allowed: the text ends."""

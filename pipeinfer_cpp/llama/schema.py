@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.sampling import Sampling
@@ -75,6 +76,11 @@ def _checked(text: str, kind: str) -> str:
         )
     if unknown := re.match(r"Unimplemented keys: \[(.*)\]", messages[0]):
         raise UserError(f"invalid JSON schema: {unknown[1]} cannot be kept while a text is written; leave it out.")
+    if lost := re.match(r"Resource '(.*?)' is not present in a registry", messages[0]):
+        raise UserError(
+            f'invalid JSON schema: what "$ref" names, {lost[1]}, is not in the schema; put it under "$defs" '
+            'and name it "#/$defs/...".'
+        )
     if messages[0].startswith("oneOf constraints are not supported"):
         raise UserError(
             'invalid JSON schema: "oneOf" cannot be kept where one text may fit several of its schemas; use "anyOf".'
@@ -102,6 +108,7 @@ def _from_schema(text: str) -> str:
         schema = {} if schema is True else schema
         for part in _parts(schema):
             _prepare(part)
+            _follow(part, schema)
         made: str = _matcher().grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
     except json.JSONDecodeError as error:
         raise UserError(f"invalid JSON schema: it is not JSON ({error}).") from None
@@ -125,6 +132,28 @@ def _parts(schema: Any) -> Iterator[dict[str, Any]]:
         waiting += [part[key] for key in _ONE if key in part]
         waiting += [one for key in _MANY if isinstance(part.get(key), list) for one in part[key]]
         waiting += [one for key in _NAMED if isinstance(part.get(key), dict) for one in part[key].values()]
+
+
+def _follow(part: dict[str, Any], schema: Any) -> None:
+    """Refuse a reference that only leads round. `schema`: what "#" means."""
+    first, seen = part.get("$ref"), set()
+    here: Any = part
+    while isinstance(here, dict) and isinstance(name := here.get("$ref"), str) and re.match("#(/|$)", name):
+        if here.keys() - _SILENT:
+            return
+        if name in seen:
+            raise UserError(
+                f'invalid JSON schema: "$ref": {json.dumps(first)} leads back to itself and says nothing; '
+                "put a schema there."
+            )
+        seen.add(name)
+        here = schema
+        for step in name.split("/")[1:]:
+            step = unquote(step).replace("~1", "/").replace("~0", "~")
+            if isinstance(here, list) and step.isdecimal() and int(step) < len(here):
+                here = here[int(step)]
+            else:
+                here = here.get(step) if isinstance(here, dict) else None  # what is not there llguidance says itself
 
 
 def _prepare(part: dict[str, Any]) -> None:
@@ -154,5 +183,7 @@ def _prepare(part: dict[str, Any]) -> None:
         )
 
 
+_SILENT = {"$ref", "$defs", "definitions", "$schema", "$id", "$comment", "title", "description", "default", "examples"}
+"""What may stand beside a reference and says nothing of the text."""
 _FORGOTTEN = {"$recursiveRef", "divisibleBy", "disallow", "extends"}
 """Keywords of drafts 3 and 2019 that llguidance would pass over."""

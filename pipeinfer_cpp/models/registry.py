@@ -105,7 +105,7 @@ class Registry:
         """Raises UserError for an unknown name, or a pair that is listed as not supported."""
         pair = self.pairs.get(name)
         if pair is None:
-            near = difflib.get_close_matches(name, self.pairs, n=3, cutoff=0.4)
+            near = difflib.get_close_matches(name, self.pairs, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise UserError(f"There is no pair named {name!r}.{hint} `pipeinfer models list` shows all.")
         if not pair.supported:

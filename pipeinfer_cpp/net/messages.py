@@ -13,7 +13,7 @@ import msgspec
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sampling import Sampling
 
-PROTOCOL = 10
+PROTOCOL = 11
 WIRES = ("f32", "f16", "bf16", "q8", "q4")
 """Names of the codecs in `net.codecs`."""
 
@@ -276,7 +276,8 @@ class Progress(Message, frozen=True):
 class Loaded(Message, frozen=True):
     """Ready to work. `curve`: seconds by number of rows. `safe_width`: the widest run that gives the bits
     of single rows (1 where it was not tested). `threads`: it computes with so many. `checkpointed`: its
-    memory cannot remove a part of a sequence."""
+    memory cannot remove a part of a sequence. `stash`: positions of the longest sequence that can leave its cache and
+    come back."""
 
     curve: dict[int, float]
     safe_width: int
@@ -284,6 +285,7 @@ class Loaded(Message, frozen=True):
     memory_mb: float
     threads: int
     checkpointed: bool = False
+    stash: int = 0
     epoch: int = 0
 
 

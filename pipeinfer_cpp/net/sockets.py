@@ -26,6 +26,7 @@ import zmq
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.net.keys import ZAP_DOMAIN, Identity, identity, key_bytes, split_address
 from pipeinfer_cpp.net.messages import Message, Piece
+from pipeinfer_cpp.system.threads import check_room
 
 T = TypeVar("T")
 
@@ -43,18 +44,19 @@ GREETING = 4096
 """Bytes of the largest message that a peer may send before it has said hello."""
 SHAKE_S = 5.0
 """Seconds that a connection has to say that it is one of ZeroMQ's, and whose."""
+THREADS = 2
+"""Of a context: where ZeroMQ cannot start one it ends the process."""
 CALM = 0.75
 """The share of the usual wait that an active one sleeps first."""
 
 
-def _prepare(socket: zmq.Socket[bytes]) -> None:
+def _prepare(socket: zmq.Socket[bytes], address: str) -> None:
+    if "://[" in address:  # not for names: of those ZeroMQ would try the first IPv6 address only
+        socket.setsockopt(zmq.IPV6, 1)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
-
-
-def _open_to_a_network(socket: zmq.Socket[bytes], address: str) -> None:
     if address.startswith("tcp:"):
         socket.setsockopt(zmq.MAXMSGSIZE, LARGEST)
         socket.setsockopt(zmq.HANDSHAKE_IVL, int(1000 * SHAKE_S))
@@ -120,11 +122,11 @@ class Link(Generic[T]):
         self.whole_address = address
         """With the key in it."""
         self.address, key = split_address(address)
+        self.keyed = key is not None
         self.refused = False
-        """The other end does not take our key, or has another one than the address says."""
+        """The other end does not take our key, has another one than the address says, or wants one."""
         self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-        _prepare(self._socket)
-        _open_to_a_network(self._socket, self.address)
+        _prepare(self._socket, self.address)
         if key is not None:
             own = identity()
             self._socket.curve_publickey, self._socket.curve_secretkey = own.public, own.secret
@@ -179,7 +181,8 @@ class Link(Generic[T]):
             # zmq.utils.monitor would tell it too, and import asyncio for that: a tenth of a worker's start.
             event, _ = struct.unpack("=hi", self._monitor.recv_multipart()[0])
             gone = event == zmq.EVENT_DISCONNECTED or gone
-            self.refused = self.refused or bool(event & _REFUSALS)
+            # Without a key in the address only what speaks our protocol, but not without keys, refuses.
+            self.refused = self.refused or bool(event & (_REFUSALS if self.keyed else zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL))
         return gone
 
     def close(self) -> None:
@@ -194,8 +197,7 @@ class Server(Generic[T]):
     def __init__(self, context: zmq.Context[Any], address: str, kind: Any, own: Identity | None = None) -> None:
         """`own`: only those that a `Guard` in the same context lets in can connect, and all is encrypted."""
         self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-        _prepare(self._socket)
-        _open_to_a_network(self._socket, address)
+        _prepare(self._socket, address)
         if address.startswith("tcp:"):
             self._socket.setsockopt(zmq.RCVHWM, WAITING)
         if own is not None:
@@ -299,9 +301,10 @@ class Selector:
 
 
 class Network:
-    """A ZeroMQ context, closed with everything in it."""
+    """A ZeroMQ context, closed with everything in it. Raises PipeInferError where its threads cannot be started."""
 
     def __init__(self) -> None:
+        check_room(THREADS)
         self.context: zmq.Context[Any] = zmq.Context(io_threads=1)
 
     def __enter__(self) -> Network:

@@ -22,8 +22,9 @@ from pipeinfer_cpp.gguf.code_defaults import rounding_note
 from pipeinfer_cpp.gguf.layers import Part
 from pipeinfer_cpp.gguf.plan_keys import PER_LAYER_OF_ALL
 from pipeinfer_cpp.llama.library import library_build
-from pipeinfer_cpp.proof.child import environment
+from pipeinfer_cpp.proof.child import OWN, ended_from_outside, run
 from pipeinfer_cpp.system.files import appearing, cache_folder
+from pipeinfer_cpp.system.own_folder import OwnFolder
 
 VERSION = 1
 """Goes up whenever a proof would be made otherwise."""
@@ -31,8 +32,7 @@ VERSION = 1
 _TIMEOUT = 120.0
 _ROOM = 1 << 30
 _ENDED = "llama.cpp ended with"
-_FAULTS = tuple(f"{_ENDED} {name}:" for name in ("SIGABRT", "SIGSEGV", "SIGFPE", "SIGILL"))
-"""Its own; another signal says something of this machine, not of the model."""
+_FAULTS = tuple(f"{_ENDED} {number.name}:" for number in OWN)
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,12 +77,12 @@ def prove(source: Source, ranges: Sequence[LayerRange], *, cache_dir: str | os.P
         if source.architecture not in SUPPORTED:
             raise UserError(
                 f"{source.path.name} has architecture {source.architecture!r}, which no test covers, and no small "
-                f"model of its kind can be made to see whether it can be cut ({proof.detail}). Use one stage."
+                f"model of its kind could be made to test the split ({proof.detail}). Use one stage."
             )
         if proof.detail.startswith(_FAULTS):
             raise UserError(
-                f"{source.path.name} cannot be cut: a small model with its metadata ends llama.cpp before anything is "
-                f"cut ({proof.detail}). Use one stage, if llama.cpp runs the file at all."
+                f"{source.path.name} cannot be cut: llama.cpp crashes on a small model with the same metadata, even "
+                f"uncut ({proof.detail}). Use one stage, if llama.cpp runs the file at all."
             )
         untested = f"No small model like {source.path.name} could be made to test this split ({proof.detail}); "
         note = f"{untested}other models of architecture {source.architecture} are tested. {note}".strip()
@@ -106,21 +106,24 @@ def _signature(source: Source, ranges: Sequence[LayerRange]) -> str:
 
 
 def _ask(source: Source, ranges: Sequence[LayerRange], *flags: str) -> Proof:
-    with tempfile.TemporaryDirectory(dir=_memory(), prefix="pipeinfer-proof-") as folder:
-        return _ask_in(folder, source, ranges, *flags)
+    folder = OwnFolder("pipeinfer-proof-", _memory())
+    try:
+        return _ask_in(str(folder.path), source, ranges, *flags)
+    finally:
+        folder.remove()
 
 
-def _memory() -> str | None:
-    """A folder in memory that is large enough; None for the usual one."""
+def _memory() -> Path:
+    """A folder in memory that is large enough, else the usual one."""
     folder = Path("/dev/shm")  # in containers it often holds no more than 64 MB
     roomy = os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > _ROOM
-    return str(folder) if roomy else None
+    return folder if roomy else Path(tempfile.gettempdir())
 
 
 def _ask_in(folder: str, source: Source, ranges: Sequence[LayerRange], *flags: str) -> Proof:
     command = [sys.executable, "-m", "pipeinfer_cpp.proof", str(source.path), text_of(ranges), folder, *flags]
     try:
-        done = subprocess.run(command, env=environment(), capture_output=True, timeout=_TIMEOUT, check=False)
+        done = run(command, _TIMEOUT)
     except subprocess.TimeoutExpired:
         return Proof(outcome="untested", detail=f"it took more than {_TIMEOUT:.0f} s")
     lines = [line for line in done.stdout.splitlines() if line]
@@ -131,7 +134,9 @@ def _ask_in(folder: str, source: Source, ranges: Sequence[LayerRange], *flags: s
     if done.returncode == 0:
         return proof
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    last = said[-1].rpartition("/")[2] if said else "without a word"
+    last = said[-1].rpartition("/")[2] if said else "it said nothing"
+    if (by := ended_from_outside(done)) is not None:
+        return Proof(outcome="untested", detail=f"its process was ended by {by}")
     if done.returncode > 0:
         return Proof(outcome="untested", detail=f"its process ended with code {done.returncode}: {last}")
     how = signal.Signals(-done.returncode).name

@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.errors import PipeInferError, UserError
 from pipeinfer_cpp.gguf import Source
 from pipeinfer_cpp.llama.library import library_build
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
-from pipeinfer_cpp.proof.child import environment, last_words
+from pipeinfer_cpp.proof.child import ended_from_outside, last_words, run
 from pipeinfer_cpp.system.files import appearing, cache_folder
 
 _TEXT = "One\n  two, 3: d\u00e9j\u00e0 \u4e16\u754c \U0001f600 <|x|>\t\x01"
@@ -34,9 +34,17 @@ def check_vocabulary(source: Source) -> None:
             return
     command = [sys.executable, "-m", "pipeinfer_cpp.proof.vocabulary", str(source.path)]
     try:
-        done = subprocess.run(command, env=environment(), capture_output=True, timeout=_SECONDS, check=False)
+        done = run(command, _SECONDS)
     except subprocess.TimeoutExpired:
-        raise UserError(f"llama.cpp is not done with the vocabulary of {source.path} after {_SECONDS:.0f} s.") from None
+        raise UserError(
+            f"llama.cpp has not finished reading the vocabulary of {source.path} within {_SECONDS:.0f} s: try again "
+            "when this machine is less busy, or with another conversion of the model."
+        ) from None
+    if (by := ended_from_outside(done)) is not None:
+        raise PipeInferError(
+            f"The process that tries the vocabulary of {source.path} was ended by {by} before it was done: "
+            "start again. Where nobody ended it, the system did: memory is short."
+        )
     if done.returncode:
         raise UserError(
             f"llama.cpp cannot use the vocabulary of {source.path}: {last_words(done.stderr)}. "

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from pipeinfer_cpp.cluster.job import Job
 from pipeinfer_cpp.errors import FormLost, PipeInferError
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
 from pipeinfer_cpp.results import Result, Token
@@ -40,6 +41,9 @@ class Answers:
     began: float = field(default_factory=time.monotonic)
     first: float | None = None
     results: list[Result] = field(default_factory=list)
+    _job: Job | None = None
+    n_thought: int = 0
+    """Tokens of thoughts, as far as whoever reads the tokens tells them apart."""
 
     async def tokens(self) -> AsyncGenerator[tuple[int, Token], None]:
         """(choice, token). Raises ApiError where the pipeline fails."""
@@ -58,6 +62,7 @@ class Answers:
                 cache=ask.cache,
                 begun=choice > 0,
             ) as generation:
+                self._job = self._job or generation.job
                 try:
                     async for token in generation:
                         self.first = self.first or time.monotonic()
@@ -72,23 +77,35 @@ class Answers:
 
     def usage(self) -> dict[str, Any]:
         n_prompt, n = len(self.ask.tokens), sum(result.n_generated for result in self.results)
-        return {"prompt_tokens": n_prompt, "completion_tokens": n, "total_tokens": n_prompt + n}
+        return {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n,
+            "total_tokens": n_prompt + n,
+            "prompt_tokens_details": {"cached_tokens": self.n_cached},
+            "completion_tokens_details": {"reasoning_tokens": self.n_thought},
+        }
+
+    @property
+    def n_cached(self) -> int:
+        """Tokens of the prompt that needed no computing when the first choice began."""
+        return self._job.cached if self._job is not None else 0
 
     def timings(self) -> dict[str, Any]:
-        """As llama-server has them, and how drafts fared."""
+        """As llama-server has them. Drafts: guesses that the model judged, and those of them that came true."""
         now, first = time.monotonic(), self.first
         n = sum(result.n_generated for result in self.results)
         read = (first or now) - self.began
         wrote = now - (first or now)
-        proposed = sum(result.draft.proposed for result in self.results)
+        judged = sum(result.draft.accepted + result.draft.rejected for result in self.results)
         accepted = sum(result.draft.accepted for result in self.results)
         return {
-            "prompt_n": len(self.ask.tokens),
+            "cache_n": self.n_cached,
+            "prompt_n": len(self.ask.tokens) - self.n_cached,
             "prompt_ms": round(1000 * read, 2),
             "predicted_n": n,
             "predicted_ms": round(1000 * wrote, 2),
             "predicted_per_second": round((n - 1) / wrote, 2) if n > 1 and wrote > 0 else None,
-            "draft_n": proposed,
+            "draft_n": judged,
             "draft_n_accepted": accepted,
         }
 

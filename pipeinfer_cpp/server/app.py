@@ -25,7 +25,7 @@ from pipeinfer_cpp.pipeline import Pipeline
 from pipeinfer_cpp.server import chat, completions, messages, responses
 from pipeinfer_cpp.server.answers import Answers, Ask
 from pipeinfer_cpp.server.ask import ApiError, ChatRequest, CompletionRequest, read
-from pipeinfer_cpp.server.guards import Guard, refused
+from pipeinfer_cpp.server.guards import Guard, Hosts, refused
 from pipeinfer_cpp.server.lines import Lines
 from pipeinfer_cpp.server.metrics import Metrics
 from pipeinfer_cpp.server.prompts import Prompts
@@ -37,7 +37,8 @@ from pipeinfer_cpp.system.versions import package_version
 class Settings:
     """keys: API keys, none for everybody. cors: origins whose pages may ask. queue: requests that may wait.
     most_bytes: of a body. timeout: seconds that a request may take, 0 for as long as it likes. ping: seconds of
-    silence in a stream until a comment says that it goes on."""
+    silence in a stream until a comment says that it goes on. hosts: names that it answers to besides this machine's own
+    where there are no keys; `*` for any."""
 
     keys: Sequence[str] = ()
     cors: Sequence[str] = ()
@@ -45,6 +46,7 @@ class Settings:
     most_bytes: int = 16 << 20
     timeout: float = 0.0
     ping: float = 15.0
+    hosts: Sequence[str] = ()
 
 
 class Form(Protocol):
@@ -67,7 +69,13 @@ class Server:
         self._ending: set[asyncio.Future[None]] = set()
         self.model = pipeline.plan.pair.name if pipeline.plan.pair else pipeline.plan.target.path.stem
         middleware = [
-            Middleware(Guard, keys=settings.keys, most_bytes=settings.most_bytes, metrics=self.metrics),
+            Middleware(
+                Guard,
+                keys=settings.keys,
+                most_bytes=settings.most_bytes,
+                metrics=self.metrics,
+                hosts=Hosts(settings.hosts),
+            ),
         ]
         if settings.cors:
             cors = Middleware(
@@ -148,22 +156,24 @@ class Server:
     async def answer(self, request: Request, ask: Ask, form: Form, *, stream: bool) -> Response:
         """The answer as `form` has it. A client that goes away ends what runs for it at once."""
         answers = Answers(self.lines, ask)
+        ends = answers.began + (self.settings.timeout or math.inf)
         if not stream:
-            body = await self._unless_gone(request, form.whole(answers))
+            body = await self._unless_gone(request, form.whole(answers), ends)
             return _json(body)
         chunks = form.chunks(answers)
         # The first one says whether the request can be served at all: what fails before it has a status of its own.
-        first = await self._unless_gone(request, anext(chunks, None))
-        return StreamingResponse(self._events(form, first, chunks), media_type="text/event-stream", headers=_STREAM)
+        first = await self._unless_gone(request, anext(chunks, None), ends)
+        events = self._events(form, first, chunks, ends)
+        return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM)
 
-    async def _unless_gone(self, request: Request, work: Awaitable[Any]) -> Any:
+    async def _unless_gone(self, request: Request, work: Awaitable[Any], ends: float) -> Any:
         async def gone() -> None:
             while not await request.is_disconnected():
                 await asyncio.sleep(0.1)
 
         task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
         try:
-            limit = self.settings.timeout or None
+            limit = None if math.isinf(ends) else max(ends - time.monotonic(), 0.0)
             await asyncio.wait({task, watch}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
@@ -176,9 +186,8 @@ class Server:
             await asyncio.gather(task, watch, return_exceptions=True)
 
     async def _events(
-        self, form: Form, first: dict[str, Any] | None, chunks: AsyncIterator[dict[str, Any]]
+        self, form: Form, first: dict[str, Any] | None, chunks: AsyncIterator[dict[str, Any]], ends: float
     ) -> AsyncIterator[bytes]:
-        ends = time.monotonic() + self.settings.timeout if self.settings.timeout else math.inf
         coming: asyncio.Future[dict[str, Any] | None] | None = None
         try:
             chunk = first

@@ -26,7 +26,7 @@ class ApiError(Exception):
 
     @property
     def kind(self) -> str:
-        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
         return kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
 
     def body(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Request(msgspec.Struct, kw_only=True):
     def choices(self) -> int:
         n = 1 if self.n is None else self.n
         if not 1 <= n <= MOST:
-            raise ApiError(400, f"n must be 1 to {MOST}.", param="n")
+            raise ApiError(400, f"n must be between 1 and {MOST}.", param="n")
         return n
 
     @property
@@ -126,8 +126,12 @@ class Request(msgspec.Struct, kw_only=True):
                 raise ApiError(400, "response_format json_schema needs a json_schema with a schema.",
                                param="response_format")  # fmt: skip
             return {"json_schema": schema}
-        raise ApiError(400, f"response_format {of.type!r} is none of text, json_object, json_schema.",
+        raise ApiError(400, f"response_format must be text, json_object or json_schema, not {of.type!r}.",
                        param="response_format")  # fmt: skip
+
+
+_OWN = {"messages", "tools", "add_generation_prompt"}
+"""What a chat template is told by the server and no request."""
 
 
 class CompletionRequest(Request, kw_only=True):
@@ -154,7 +158,11 @@ class ChatRequest(Request, kw_only=True):
         effort: dict[str, Any] = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
         if self.reasoning_effort == "none":
             effort = {"enable_thinking": False, "thinking": False}
-        return {**effort, **(self.chat_template_kwargs or {})}
+        told = self.chat_template_kwargs or {}
+        if own := _OWN & told.keys():
+            raise ApiError(400, f"chat_template_kwargs: {min(own)!r} comes from the request itself; leave it out.",
+                           param="chat_template_kwargs")  # fmt: skip
+        return {**effort, **told}
 
     def offered(self) -> Tools | None:
         """The functions that may be called. Raises ApiError for those that cannot be."""
@@ -182,7 +190,7 @@ class ChatRequest(Request, kw_only=True):
         if choice == "required":
             must = [tool.name for tool in tools]
         elif choice not in (None, "auto") and must is None:
-            raise ApiError(400, f"tool_choice {choice!r} is none of none, auto, required, nor a function.",
+            raise ApiError(400, f"tool_choice must be none, auto, required or a function, not {choice!r}.",
                            param="tool_choice")  # fmt: skip
         try:
             return Tools(tools, must, parallel=self.parallel_tool_calls is not False)
@@ -227,7 +235,7 @@ def read(body: bytes, kind: type[T]) -> T:
         at = re.search(r"at `\$\.?(.*)`$", str(error))
         missing = re.search(r"missing required field `(\w+)`", str(error))
         field = missing[1] if missing else (re.split(r"[.\[]", at[1])[0] if at else None)
-        raise ApiError(400, f"The request is not right: {error}.", param=field) from None
+        raise ApiError(400, f"The request is not valid: {error}.", param=field) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"The body is not JSON: {error}.") from None
     except RecursionError:

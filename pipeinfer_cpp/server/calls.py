@@ -7,12 +7,16 @@ import re
 import secrets
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-Kind = Literal["hermes", "llama", "mistral", "mistral-args"]
-"""`<tool_call>{"name", "arguments"}</tool_call>`; `{"name", "parameters"}` as the whole answer; `[TOOL_CALLS][{...}]`;
-`[TOOL_CALLS]name[ARGS]{...}`."""
+from pipeinfer_cpp.server.call_forms import FORMS, Form, form_of, names_in, properties, typed
 
+Kind = str
+"""`hermes`: `<tool_call>{"name", "arguments"}</tool_call>`, `llama`: `{"name", "parameters"}` as the whole answer;
+`mistral`: `[TOOL_CALLS][{...}]`; `mistral-args`: `[TOOL_CALLS]name[ARGS]{...}`; or one of `call_forms.FORMS`."""
+
+FORCED: tuple[Kind, ...] = ("hermes", "llama", "mistral", "mistral-args")
+"""Those that a grammar keeps to a schema."""
 _OPENINGS: dict[Kind, tuple[str, ...]] = {
     "hermes": ("<tool_call>",),
     "llama": ("<|python_tag|>",),
@@ -28,10 +32,13 @@ _JSON = json.JSONDecoder(strict=False)  # models write line breaks into strings
 
 
 class Call(NamedTuple):
+    """A call, or its beginning; `more`: a further piece of the last one's arguments."""
+
     id: str
     name: str
     arguments: str
-    """JSON text of an object."""
+    """JSON text of an object, or a piece of it."""
+    more: bool = False
 
     def in_openai(self) -> dict[str, Any]:
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
@@ -41,9 +48,11 @@ def kind_of(template: str) -> Kind | None:
     """The form in which a model with this chat template calls functions; None where it has none that is known here."""
     if not re.search(r"\btools\b", template):
         return None
+    if (form := form_of(template)) is not None:
+        return form
     if "[TOOL_CALLS]" in template:
         return "mistral-args" if "[ARGS]" in template else "mistral"
-    if "<tool_call>" in template and "<arg_key>" not in template:
+    if "<tool_call>" in template:
         if "<function=" in template or re.search(r'\\?"name\\?": ', template):
             return "hermes"
         return None
@@ -57,12 +66,84 @@ def new_id() -> str:
     return "".join(secrets.choice(_ID) for _ in range(9))
 
 
+class MustCall:
+    """An answer that a grammar keeps to one call: its arguments come piece by piece, as they are written."""
+
+    _HEAD = re.compile(
+        r'\s*\[?\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)', re.DOTALL
+    )
+
+    def __init__(self, opening: str) -> None:
+        """`opening`: the end of the prompt. Where it names the function, what follows are the arguments."""
+        named = _ARGS.search(opening)
+        self._name = named[1] if named else ""
+        self._held, self._begun, self._over = "", False, False
+        self._depth, self._string, self._escaped = 0, False, False
+
+    def names(self, token: str) -> bool:
+        return False
+
+    def feed(self, text: str) -> list[str | Call]:
+        """Nothing until the function's name is there, and nothing behind the end of its arguments."""
+        self._held += text
+        if not self._begun:
+            if not self._name:
+                head = self._HEAD.match(self._held)
+                if head is None:
+                    return []
+                self._name, self._held = _JSON.decode(head[1]), self._held[head.end() :]
+            self._held = self._held.lstrip()
+            if not self._held:
+                return []
+        said, self._held = self._object(self._held), ""
+        if not said:
+            return []
+        more, self._begun = self._begun, True
+        return [Call("" if more else new_id(), self._name, said, more)]
+
+    def finish(self) -> list[str | Call]:
+        return []
+
+    def _object(self, text: str) -> str:
+        """As much of it as belongs to the object that is under way."""
+        for at, letter in enumerate(text):
+            if self._over:
+                return text[:at]
+            if self._escaped:
+                self._escaped = False
+            elif self._string:
+                self._escaped, self._string = letter == "\\", letter != '"'
+            elif letter == '"':
+                self._string = True
+            elif letter in "{[":
+                self._depth += 1
+            elif letter in "}]":
+                self._depth -= 1
+                self._over = self._depth == 0
+        return text
+
+
+def merged(parts: Sequence[Any]) -> list[Any]:
+    """The parts of a whole answer, with each call in one piece."""
+    whole: list[Any] = []
+    for part in parts:
+        if isinstance(part, Call) and part.more:
+            at = max(i for i, one in enumerate(whole) if isinstance(one, Call))
+            whole[at] = whole[at]._replace(arguments=whole[at].arguments + part.arguments)
+        else:
+            whole.append(part)
+    return whole
+
+
 class Calls:
     """Splits one answer into text and calls. What looks like a call and is none stays text."""
 
     def __init__(self, kind: Kind, schemas: Mapping[str, Any]) -> None:
         """`schemas`: by the name of each function that may be called, that of its parameters."""
         self._kind, self._schemas = kind, schemas
+        self._form = FORMS.get(kind)
+        self._openings = self._form.opening if self._form is not None else _OPENINGS[kind]
+        self._names = names_in(self._form) if self._form is not None else frozenset()
         self._held = ""
         self._opened: str | None = None
         self._begun = False
@@ -70,7 +151,7 @@ class Calls:
 
     def names(self, token: str) -> bool:
         """This control token is part of a call, so it counts as text."""
-        return token in (*_OPENINGS[self._kind], _CLOSING, "[ARGS]", "[CALL_ID]")
+        return token in self._names or token in (*self._openings, _CLOSING, "[ARGS]", "[CALL_ID]")
 
     def feed(self, text: str) -> list[str | Call]:
         """Text and calls that are certain, in their order."""
@@ -92,14 +173,19 @@ class Calls:
             self._opened, self._held = None, self._held[end:]
 
     def finish(self) -> list[str | Call]:
-        """What was held back."""
+        """What was held back. A call that nothing closed may be whole: what closes it ends many an answer."""
+        if self._form is not None and self._opened is not None:
+            found = self._form.read(self._held.strip(), self._schemas)
+            if found:
+                self._held, self._opened = "", None
+                return [self._call(*one) for one in found]
         held = (self._opened or "") + ("" if self._behind and not self._held.strip(" \n;,") else self._held)
         self._held, self._opened, self._behind = "", None, False
         return [held] if held else []
 
     def _open(self, out: list[str | Call]) -> bool:
         """Text up to where a call begins; False when none does yet."""
-        openings = _OPENINGS[self._kind]
+        openings = self._openings
         if self._kind == "llama" and not self._begun:
             start = self._held.lstrip()
             if not start:
@@ -139,6 +225,8 @@ class Calls:
 
     def _body(self) -> tuple[list[Call], int | None]:
         """The calls at the beginning of what is held, and where they end; None when that is not known yet."""
+        if self._form is not None:
+            return self._formed(self._form)
         name, start = "", 0
         if self._kind == "mistral-args" and (head := _ARGS.match(self._held)):
             name, start = head[1], head.end()
@@ -160,6 +248,20 @@ class Calls:
             return self._calls({"name": found[1], "arguments": self._parameters(found[1], found[2])}), at
         return [], at + len(_CLOSING)
 
+    def _formed(self, form: Form) -> tuple[list[Call], int | None]:
+        """The same for one of the table."""
+        at = self._held.find(form.closing) if form.closing else -1
+        first = at + len(form.closing)
+        while at >= 0:  # the first closing may stand in a text
+            found = form.read(self._held[:at].strip(), self._schemas)
+            if found:
+                return [self._call(*one) for one in found], at + len(form.closing)
+            at = self._held.find(form.closing, at + 1)
+        return [], first if first >= len(form.closing) and form.closing else None
+
+    def _call(self, name: str, arguments: Mapping[str, Any]) -> Call:
+        return Call(new_id(), name, json.dumps(arguments, ensure_ascii=False))
+
     def _calls(self, value: Any) -> list[Call]:
         """None at all when one of them is none of the functions."""
         calls: list[Call] = []
@@ -175,23 +277,13 @@ class Calls:
                     return []
             if one.get("name") not in self._schemas or not isinstance(arguments, dict):
                 return []
-            calls.append(Call(new_id(), one["name"], json.dumps(arguments, ensure_ascii=False)))
+            calls.append(self._call(one["name"], arguments))
         return calls
 
     def _parameters(self, name: str, text: str) -> dict[str, Any]:
         """Values in the form `<parameter=key>value</parameter>`: text, or JSON where the schema says so."""
-        schema = self._schemas.get(name)
-        known = schema.get("properties", {}) if isinstance(schema, dict) else {}
-        values: dict[str, Any] = {}
-        for key, value in _PARAMETER.findall(text):
-            values[key] = value
-            of = known.get(key)
-            if not isinstance(of, dict) or of.get("type") != "string":
-                try:
-                    values[key] = _JSON.decode(value)
-                except (json.JSONDecodeError, RecursionError):
-                    continue
-        return values
+        known = properties(self._schemas.get(name))
+        return {key: typed(value, known.get(key)) for key, value in _PARAMETER.findall(text)}
 
 
 def split(text: str, kind: Kind, schemas: Mapping[str, Any]) -> tuple[str, list[Call]]:

@@ -12,7 +12,7 @@ from pipeinfer_cpp.chat.thinking import Part
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.server.answers import Answers, Ask, finish_reason, logprob
 from pipeinfer_cpp.server.ask import ApiError, ChatRequest
-from pipeinfer_cpp.server.calls import Call
+from pipeinfer_cpp.server.calls import Call, merged
 from pipeinfer_cpp.server.prompts import Prompts
 from pipeinfer_cpp.server.reply import Reader, replies
 
@@ -25,7 +25,7 @@ def ask_of(request: ChatRequest, prompts: Prompts, owner: str, *, fits: bool = T
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     top = request.top_logprobs or 0
     if not 0 <= top <= 20:
-        raise ApiError(400, "top_logprobs must be 0 to 20.", param="top_logprobs")
+        raise ApiError(400, "top_logprobs must be between 0 and 20.", param="top_logprobs")
     if top and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
     most = checked_most(most)
@@ -103,7 +103,7 @@ class ChatForm:
             probs = [logprob(self._vocabulary, token)] if wanted and token is not None else []
             for part in parts or ([Part("", False)] if probs else []):
                 yield self._chunk(choice, _delta(part, calls[choice]), probs=probs)
-                calls[choice] += isinstance(part, Call)
+                calls[choice] += isinstance(part, Call) and not part.more
                 probs = []
             if token is None:
                 yield self._chunk(choice, {}, _reason(answers.results[choice], calls[choice] > 0))
@@ -126,7 +126,7 @@ class ChatForm:
 def _message(parts: Sequence[Part | Call]) -> dict[str, Any]:
     thought = "".join(part.text for part in parts if isinstance(part, Part) and part.thought)
     text = "".join(part.text for part in parts if isinstance(part, Part) and not part.thought)
-    calls = [part.in_openai() for part in parts if isinstance(part, Call)]
+    calls = [part.in_openai() for part in merged(parts) if isinstance(part, Call)]
     message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
     if thought:
         message["reasoning_content"] = thought.strip()
@@ -136,6 +136,8 @@ def _message(parts: Sequence[Part | Call]) -> dict[str, Any]:
 
 
 def _delta(part: Part | Call, n_calls: int) -> dict[str, Any]:
+    if isinstance(part, Call) and part.more:
+        return {"tool_calls": [{"index": n_calls - 1, "function": {"arguments": part.arguments}}]}
     if isinstance(part, Call):
         return {"tool_calls": [{"index": n_calls, **part.in_openai()}]}
     return {"reasoning_content" if part.thought else "content": part.text}

@@ -23,7 +23,7 @@ def ask_of(request: CompletionRequest, prompts: Prompts, owner: str) -> Ask:
             raise ApiError(400, f"{name} is not served.", param=name)
     top = request.logprobs or 0
     if not 0 <= top <= 20:
-        raise ApiError(400, "logprobs must be 0 to 20.", param="logprobs")
+        raise ApiError(400, "logprobs must be between 0 and 20.", param="logprobs")
     sampling = request.sampling()
     return Ask(
         owner,
@@ -45,7 +45,7 @@ def _tokens(request: CompletionRequest, prompts: Prompts) -> list[int]:
         return prompts.text(prompt)
     tokens = [token for token in prompt if isinstance(token, int)]
     if len(tokens) < len(prompt):
-        raise ApiError(400, "One prompt a request: a text, or a list of token ids.", param="prompt")
+        raise ApiError(400, "Give one prompt in a request: a text, or a list of token ids.", param="prompt")
     return prompts.fitting(prompts.known(tokens, "prompt"))
 
 

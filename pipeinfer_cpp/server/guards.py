@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -20,6 +21,31 @@ OPEN = ("/health", "/v1/health")
 """Answers that need no key."""
 
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class Hosts:
+    """Whose names a server without keys answers to. A web page elsewhere can have its own name point to this machine;
+    then the browser takes the server for a part of that page, and lets it read everything (DNS rebinding)."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """`names`: besides those of this machine's loopback; `*` for any."""
+        self._names = {name.rstrip(".").strip("[]").lower() for name in (*LOOPBACK, *names)}
+
+    def check(self, headers: Headers) -> None:
+        """Raises ApiError for a request that came for another name."""
+        if "*" in self._names:
+            return
+        said = headers.get("host", "")
+        try:
+            name = urlsplit(f"//{said}").hostname or ""
+        except ValueError:
+            name = ""
+        if name.rstrip(".") not in self._names:
+            raise ApiError(403, f"This server does not answer to the name {said[:100]!r}: start it with an API key, or "
+                           "with --allowed-host for that name.", code="host_not_allowed")  # fmt: skip
+
+
 def refused(error: ApiError, path: str) -> JSONResponse:
     """In the form of those whose address it is."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
@@ -30,8 +56,12 @@ def refused(error: ApiError, path: str) -> JSONResponse:
 class Guard:
     """Lets in who has a key (anybody where there is none), and writes whose request it is into its state."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], most_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Sequence[str], most_bytes: int, metrics: Metrics, hosts: Hosts | None = None
+    ) -> None:
+        """`hosts`: whose names it answers to where there are no keys."""
         self.app, self._keys, self._most, self._metrics = app, list(keys), most_bytes, metrics
+        self._hosts = hosts if not keys else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,6 +78,8 @@ class Guard:
         try:
             headers = Headers(scope=scope)
             try:
+                if self._hosts is not None:
+                    self._hosts.check(headers)
                 scope.setdefault("state", {})["owner"] = self._owner(scope, headers)
                 if scope["method"] == "POST":
                     _check_kind(headers)

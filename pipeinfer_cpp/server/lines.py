@@ -103,7 +103,8 @@ class Lines:
             try:
                 generation = await asyncio.shield(starting)
             except (UserError, TypeError) as error:
-                raise ApiError(400, in_fields(error)) from None
+                form = "response_format" if str(error).startswith("invalid JSON schema") else None
+                raise ApiError(400, in_fields(error), param=form) from None
             except PipeInferError as error:
                 raise ApiError(503, str(error)) from None
             yield generation
@@ -125,7 +126,7 @@ class Lines:
 
     async def _take(self, owner: str, tokens: Sequence[int], slot: int, begun: bool) -> Seat:
         if not -1 <= slot < len(self.seats):
-            raise ApiError(400, f"id_slot must be 0 to {len(self.seats) - 1}, or -1 for any.", param="id_slot")
+            raise ApiError(400, f"id_slot must be between 0 and {len(self.seats) - 1}, or -1 for any.", param="id_slot")
         self.check()
         waiter = Waiter(owner, tokens, slot)
         if (seat := self._occupied(waiter)) is not None:

@@ -11,7 +11,7 @@ import msgspec
 from pipeinfer_cpp.results import Result
 from pipeinfer_cpp.server.answers import Answers
 from pipeinfer_cpp.server.ask import ApiError, ChatRequest, JsonSchema, ResponseFormat
-from pipeinfer_cpp.server.calls import Call
+from pipeinfer_cpp.server.calls import Call, merged
 from pipeinfer_cpp.server.reply import Reader, replies
 
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
@@ -93,15 +93,15 @@ class MessageForm:
 
     async def whole(self, answers: Answers) -> dict[str, Any]:
         blocks: list[dict[str, Any]] = []
-        async for _, _, parts in replies(answers, self._reader):
-            for part in parts:
-                if isinstance(part, Call):
-                    blocks.append({**_block(part), "input": json.loads(part.arguments)})
-                    continue
-                key = "thinking" if part.thought else "text"
-                if not blocks or blocks[-1]["type"] != key:
-                    blocks.append(_block(part))
-                blocks[-1][key] += part.text
+        said = [part async for _, _, parts in replies(answers, self._reader) for part in parts]
+        for part in merged(said):
+            if isinstance(part, Call):
+                blocks.append({**_block(part), "input": _input(part.arguments)})
+                continue
+            key = "thinking" if part.thought else "text"
+            if not blocks or blocks[-1]["type"] != key:
+                blocks.append(_block(part))
+            blocks[-1][key] += part.text
         called = any(block["type"] == "tool_use" for block in blocks)
         end = self._end(answers.results[0], called)
         return {**self._head, "content": blocks, **end, "usage": _usage(answers)}
@@ -115,7 +115,7 @@ class MessageForm:
                 yield {"type": "message_start", "message": {**self._head, **empty, "usage": _usage(answers)}}
             for part in parts:
                 block = _block(part)
-                if kind and (block["type"] != kind or isinstance(part, Call)):
+                if kind and (block["type"] != kind or (isinstance(part, Call) and not part.more)):
                     yield {"type": "content_block_stop", "index": index}
                     kind = ""
                 if not kind:
@@ -150,7 +150,21 @@ class MessageForm:
 
 def _usage(answers: Answers) -> dict[str, int]:
     usage = answers.usage()
-    return {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]}
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    return {
+        "input_tokens": usage["prompt_tokens"] - cached,  # Anthropic counts those apart
+        "cache_read_input_tokens": cached,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": usage["completion_tokens"],
+    }
+
+
+def _input(arguments: str) -> Any:
+    """Nothing of arguments that were cut off: a stream has them as far as they came."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return {}
 
 
 def _block(part: Any) -> dict[str, Any]:
@@ -166,7 +180,7 @@ def _block(part: Any) -> dict[str, Any]:
 def _messages(where: str, message: dict[str, Any]) -> list[dict[str, Any]]:
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant"):
-        raise ApiError(400, f"{where}: the role {role!r} is none of user, assistant.", param="messages")
+        raise ApiError(400, f"{where}: the role must be user or assistant, not {role!r}.", param="messages")
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     if not isinstance(content, list):

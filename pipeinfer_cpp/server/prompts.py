@@ -67,6 +67,14 @@ class Prompts:
         try:
             tokens = conversation.tokens()
         except UserError as error:
+            if variables and template is not self.template:
+                self.chat(messages, tools)  # so it is these that it refuses
+                told = ", ".join(f"{name} = {json.dumps(value)[:60]}" for name, value in variables.items())
+                raise ApiError(
+                    400,
+                    f"The model's chat template does not work with {told}: leave out or change what is wrong of it.",
+                    param="chat_template_kwargs",
+                ) from None
             raise ApiError(400, str(error), param="messages") from None
         opening = forced.opening if forced is not None else ""
         if formed or forced is not None:
@@ -105,7 +113,7 @@ def plain_message(i: int, message: Mapping[str, Any]) -> ChatMessage:
     role, where = message.get("role"), f"messages[{i}]"
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(ROLES)
-        raise ApiError(400, f"{where}: the role {role!r} is none of {known}.", param="messages")
+        raise ApiError(400, f"{where}: the role must be one of {known}, not {role!r}.", param="messages")
     if message.get("content") is None and role != "assistant":
         raise ApiError(400, f"{where} has no content.", param="messages")
     plain: ChatMessage = {"role": ROLES[role], "content": text_of(where, message.get("content"))}

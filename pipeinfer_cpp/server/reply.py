@@ -10,7 +10,7 @@ from pipeinfer_cpp.chat.thinking import Part, Thinking
 from pipeinfer_cpp.llama.vocabulary import Vocabulary
 from pipeinfer_cpp.results import Token
 from pipeinfer_cpp.server.answers import Answers
-from pipeinfer_cpp.server.calls import Call, Calls
+from pipeinfer_cpp.server.calls import Call, Calls, MustCall
 from pipeinfer_cpp.server.tools import Tools
 
 _TAIL = 64
@@ -37,21 +37,30 @@ class Reader:
         """For one answer."""
         thinking = Thinking(self._template.source)
         thinking.begin(self._tail)
-        calls = Calls(self.tools.kind(self._template), self.tools.schemas) if self.tools is not None else None
-        if calls is not None:
-            calls.feed(self.opening)
+        calls: Calls | MustCall | None = None
+        if self.tools is not None and self.tools.must is not None:
+            calls = MustCall(self.opening)
+        elif self.tools is not None:
+            calls = Calls(self.tools.kind(self._template), self.tools.schemas)
         return Reply(self.vocabulary, thinking, calls, parallel=self.tools is None or self.tools.parallel)
 
 
 class Reply:
     """Feed the tokens of one answer; take the parts that are certain."""
 
-    def __init__(self, vocabulary: Vocabulary, thinking: Thinking, calls: Calls | None, *, parallel: bool) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, thinking: Thinking, calls: Calls | MustCall | None, *, parallel: bool
+    ) -> None:
         """`parallel`: more than one call counts."""
         self._vocabulary, self._thinking, self._calls = vocabulary, thinking, calls
         self._parallel, self._called = parallel, False
         self._space = ""
         self._thought = False
+
+    @property
+    def thinks(self) -> bool:
+        """A thought is under way."""
+        return self._thinking.end is not None
 
     def feed(self, token: Token) -> list[Part | Call]:
         text = token.text
@@ -87,7 +96,7 @@ class Reply:
         for part in parts:
             if isinstance(part, Call):
                 self._space = ""
-                if self._parallel or not self._called:
+                if part.more or self._parallel or not self._called:
                     told.append(part)
                 self._called = True
                 continue
@@ -108,7 +117,9 @@ async def replies(answers: Answers, reader: Reader) -> AsyncIterator[tuple[int, 
             while choice < at:
                 yield choice, None, reply.finish()
                 choice, reply = choice + 1, reader.reply()
-            yield choice, token, reply.feed(token)
+            thinks, parts = reply.thinks, reply.feed(token)
+            answers.n_thought += token.id >= 0 and (thinks or reply.thinks)
+            yield choice, token, parts
     while choice < len(answers.results):
         yield choice, None, reply.finish()
         choice, reply = choice + 1, reader.reply()

@@ -78,7 +78,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
             return None
         kind = of.get("type") if isinstance(of, dict) else None
         if kind not in ("text", "json_object", "json_schema"):
-            raise ApiError(400, f"text.format {kind!r} is none of text, json_object, json_schema.", param="text")
+            raise ApiError(400, f"text.format must be text, json_object or json_schema, not {kind!r}.", param="text")
         if kind == "json_schema" and not isinstance(of.get("schema"), dict):
             raise ApiError(400, "text.format json_schema needs a schema.", param="text")
         schema = of["schema"] if kind == "json_schema" else None
@@ -163,9 +163,9 @@ class ResponseForm:
             "output": items,
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
-                "input_tokens_details": {"cached_tokens": 0},
+                "input_tokens_details": usage["prompt_tokens_details"],
                 "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": usage["completion_tokens_details"],
                 "total_tokens": usage["total_tokens"],
             },
         }
@@ -223,7 +223,9 @@ _KINDS = {"message": "output_text", "reasoning": "reasoning_text", "function_cal
 
 
 def _goes_on(item: dict[str, Any], part: Part | Call) -> bool:
-    return isinstance(part, Part) and item["type"] == ("reasoning" if part.thought else "message")
+    if isinstance(part, Call):
+        return part.more
+    return bool(item["type"] == ("reasoning" if part.thought else "message"))
 
 
 def _put(item: dict[str, Any], part: Part | Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import msgspec
 from pipeinfer_cpp.chat.conversation import Template
 from pipeinfer_cpp.chat.template import ChatMessage, ChatTemplate
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.server.calls import Kind, kind_of
+from pipeinfer_cpp.server.calls import FORCED, Kind, kind_of
 
 _WORDS = """You may call one or more functions to assist with the user query.
 
@@ -68,7 +69,9 @@ class Tools:
         self.must = list(must) if must is not None else None
 
     def kind(self, template: Template) -> Kind:
-        return kind_of(template.source) or "hermes"
+        """Of the calls in an answer. One that must come is kept to its schema, which not every form can be."""
+        kind = native(template.source) or "hermes"
+        return kind if self.must is None or kind in FORCED else "hermes"
 
     def forced(self, template: Template) -> Forced | None:
         """None where no call must come."""
@@ -96,6 +99,19 @@ class Tools:
         if inner:
             return Forced("[TOOL_CALLS]", {"type": "array", "items": one, "minItems": 1, "maxItems": 1})
         return Forced("<tool_call>\n" if kind == "hermes" else "", one)
+
+
+@functools.lru_cache(maxsize=8)
+def native(source: str) -> Kind | None:
+    """The form in which a chat template writes calls; None where that is not known, or it cannot write tools here."""
+    kind = kind_of(source)
+    if kind is None or kind in FORCED:
+        return kind
+    try:
+        ChatTemplate(source).render([{"role": "user", "content": "?"}], tools=[Tool("f").in_openai()])
+    except UserError:
+        return None
+    return kind
 
 
 class WithTools:
@@ -131,7 +147,7 @@ def render(template: Template, messages: Sequence[ChatMessage], tools: Sequence[
     if not touched:
         return template.render(messages)
     refused: UserError | None = None
-    if isinstance(template, ChatTemplate) and kind_of(template.source) is not None:
+    if isinstance(template, ChatTemplate) and native(template.source) is not None:
         offered = [tool.in_openai() for tool in tools]
         for arguments in (json.loads, str):  # most want them as an object, some as text
             try:

@@ -1,9 +1,12 @@
-"""The versions that a handshake compares."""
+"""Packages: the versions that a handshake compares, and how to add one."""
 
 from __future__ import annotations
 
 import platform
+import shlex
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -27,3 +30,11 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def installing(packages: str) -> str:
+    """The command that adds them to the environment that this runs in. Where uv made it, there is no pip in it."""
+    python = shlex.quote(sys.executable)
+    if find_spec("pip") is None:
+        return f"uv pip install --python {python} {packages}"
+    return f"{python} -m pip install {packages}"

@@ -46,6 +46,7 @@ def memory_fields(fit: Fit, n_ctx: int, trained: int) -> dict[str, Any]:
         "ctx_trained": trained,
         "ctx_largest": fit.largest_ctx(trained),
         "bytes_per_token": fit.cell(),
+        "stash": fit.stash(n_ctx),
         "fits": fit.fits(n_ctx),
         "free": memory.free if memory is not None else None,
         "usable": memory.usable if memory is not None else None,
@@ -68,6 +69,8 @@ def _notes(fit: Fit, n_ctx: int, trained: int) -> list[str]:
     memory = fit.here.memory
     if memory is not None:
         notes.append(f"Of this machine's {size_text(memory.total)}, {size_text(memory.free)} are free.")
+    if kept := fit.stash(n_ctx):
+        notes.append(f"Conversations that gave up their slot may keep {kept:,} tokens beside the cache.")
     if not fit.fits(n_ctx):
         notes.append(f"It does not fit: {fit.refusal(n_ctx, trained)}")
     elif (largest := fit.largest_ctx(trained)) > n_ctx:

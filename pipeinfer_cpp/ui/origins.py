@@ -6,8 +6,13 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-STYLES = {"draft": "green", "sibling": "magenta", "target": "bold white on blue", "thought": "dim"}
-NAMES = {"draft": "accepted draft", "sibling": "sibling (the draft's second choice)", "target": "target"}
+STYLES = {"draft": "green", "sibling": "magenta", "ngram": "cyan", "target": "bold white on blue", "thought": "dim"}
+NAMES = {
+    "draft": "accepted draft",
+    "sibling": "sibling (the draft's second choice)",
+    "ngram": "guessed from the text itself",
+    "target": "target",
+}
 
 
 def legend() -> Text:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeinfer_cpp.errors import PipeInferError, naming_options
 from pipeinfer_cpp.net.messages import ModelRef
 from pipeinfer_cpp.net.sockets import Network
+from pipeinfer_cpp.system.threads import NO_MORE, refused
 from pipeinfer_cpp.workers.lifeline import follow_parent
 
 
@@ -24,9 +25,9 @@ def _given_slice(
 
 def main(role: str, address: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the coordinator's to handle
-    follow_parent(Path(address.removeprefix("ipc://")).parent)
-    network = Network()
     try:
+        follow_parent(Path(address.removeprefix("ipc://")).parent)
+        network = Network()
         if role == "stage":
             from pipeinfer_cpp.workers.stage import Stage
 
@@ -38,6 +39,11 @@ def main(role: str, address: str) -> int:
     except PipeInferError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except RuntimeError as error:
+        if not refused(error):
+            raise
+        print(NO_MORE, file=sys.stderr)
+        return 1
     return 0
 
 

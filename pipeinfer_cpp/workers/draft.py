@@ -81,10 +81,10 @@ class DraftPaths:
         own = {n: self.paths.pop(n) for n, path in list(self.paths.items()) if path.slot == slot}
         longest = max(own.values(), key=lambda p: len(p.tokens), default=None)
         wanted = (longest.tokens[:keep] if longest else []) + list(tokens)
-        best, common = None, -1
+        best, common = None, 0
         for path in own.values():
             n = common_length(path.tokens[: path.cached], wanted)
-            if n > common:
+            if best is None or n > common:
                 best, common = path, n
         common = min(common, len(wanted) - 1)  # the last token is always decoded: its logits are the next draft
         for path in own.values():

@@ -14,13 +14,15 @@ POSITIONS = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """n_seq: sequence ids. n_ctx: cells. n_rows: rows of a run. n_vocab: tokens. checkpointed: states are kept."""
+    """n_seq: sequence ids. n_ctx: cells. n_rows: rows of a run. n_vocab: tokens. checkpointed: states are kept.
+    stash: positions of the longest sequence that can leave the cache and come back."""
 
     n_seq: int
     n_ctx: int
     n_rows: int
     n_vocab: int
     checkpointed: bool
+    stash: int = 0
 
     def check(self, run: RunHeader) -> None:
         """Raise PipeInferError, before anything of the run is applied, when a number of it cannot be."""
@@ -32,6 +34,10 @@ class Limits:
                     fits = op.seq in range(self.n_seq) and op.src in range(self.n_seq)
                 case "snapshot" | "restore":
                     fits = self.checkpointed and op.seq in range(self.n_seq) and op.src in range(STATES * self.n_seq)
+                case "stash" | "unstash":
+                    fits = op.seq in range(self.n_seq) and op.src > 0 and 0 < op.p0 <= min(self.stash, self.n_ctx)
+                case "drop":
+                    fits = op.src > 0
                 case _:
                     fits = False
             if not (fits and 0 <= op.p0 < POSITIONS and -1 <= op.p1 < POSITIONS):

@@ -19,6 +19,7 @@ from pipeinfer_cpp.llama.context import Aborted, SliceContext, batches
 from pipeinfer_cpp.llama.paths import PathSamplers
 from pipeinfer_cpp.llama.pieces import Pieces
 from pipeinfer_cpp.llama.selftest import WIDEST, bent, slice_seconds
+from pipeinfer_cpp.llama.stash import Stash
 from pipeinfer_cpp.net.codecs import codec
 from pipeinfer_cpp.net.messages import Loaded, LoadSlice, RunHeader, WireOp
 from pipeinfer_cpp.net.sockets import clock
@@ -53,7 +54,7 @@ class SliceRunner:
         self._stretch = stretched(load.stretch) if load.stretch else None
         start = _Start(load, path, report)
         context = self._ctx = start.context
-        self._checkpoints = Checkpoints(context)
+        self._checkpoints, self._stash = Checkpoints(context), Stash(context)
         self._lock = threading.Lock()
         self._dead: set[int] = set()
         self._current = -1
@@ -63,7 +64,7 @@ class SliceRunner:
         self._pieces = Pieces(context.vocab, context.n_vocab) if self.last else None
         self._n_seq, self._apart = options.n_seq, options.apart
         self._limits = Limits(
-            options.n_seq, context.n_ctx, options.chunk, context.n_vocab, context.checkpointed
+            options.n_seq, context.n_ctx, options.chunk, context.n_vocab, context.checkpointed, self._stash.longest
         )
         self._wire = codec(load.wire_in, context.row_width)
         try:
@@ -77,7 +78,15 @@ class SliceRunner:
             start.forget()
         if self._stretch:
             curve = {w: max(s, self._stretch(w)) for w, s in curve.items()}
-        self.loaded = Loaded(curve, start.safe, start.kv_type, resident_mb(), options.threads, context.checkpointed)
+        self.loaded = Loaded(
+            curve,
+            start.safe,
+            start.kv_type,
+            resident_mb(),
+            options.threads,
+            context.checkpointed,
+            self._stash.longest,
+        )
 
     def cancel(self, runs: tuple[int, ...]) -> None:
         """Runs that are not here yet or wait will be skipped; the one under way is aborted."""
@@ -134,6 +143,12 @@ class SliceRunner:
                 self._checkpoints.save(op.src, op.seq)
             case "restore":
                 self._checkpoints.restore(op.src, op.p0, op.seq)
+            case "stash":
+                self._stash.put(op.src, op.seq, op.p0)
+            case "unstash":
+                self._stash.take(op.src, op.seq, op.p0)
+            case "drop":
+                self._stash.drop(op.src)
 
     def held(self) -> tuple[int, ...]:
         """The last cached position of each sequence id, -1 for an empty one."""
