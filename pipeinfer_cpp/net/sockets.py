@@ -59,7 +59,6 @@ def _prepare(socket: zmq.Socket[bytes], address: str) -> None:
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
     if address.startswith("tcp:"):
         socket.setsockopt(zmq.MAXMSGSIZE, LARGEST)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, int(1000 * SHAKE_S))
 
 
 _NOT_OURS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
@@ -182,7 +181,8 @@ class Link(Generic[T]):
             event, _ = struct.unpack("=hi", self._monitor.recv_multipart()[0])
             gone = event == zmq.EVENT_DISCONNECTED or gone
             # Without a key in the address only what speaks our protocol, but not without keys, refuses.
-            self.refused = self.refused or bool(event & (_REFUSALS if self.keyed else zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL))
+            refusals = _REFUSALS if self.keyed else zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            self.refused = self.refused or bool(event & refusals)
         return gone
 
     def close(self) -> None:
@@ -200,6 +200,7 @@ class Server(Generic[T]):
         _prepare(self._socket, address)
         if address.startswith("tcp:"):
             self._socket.setsockopt(zmq.RCVHWM, WAITING)
+            self._socket.setsockopt(zmq.HANDSHAKE_IVL, int(1000 * SHAKE_S))
         if own is not None:
             self._socket.curve_server = 1
             self._socket.curve_publickey, self._socket.curve_secretkey = own.public, own.secret
