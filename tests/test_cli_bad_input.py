@@ -123,7 +123,7 @@ OTHERS: list[tuple[str, str]] = [
     ("chat --target kimi.gguf", "cannot be cut at all"),
     ("stage", "--listen"),
     ("stage --listen nowhere", "not an address"),
-    ("stage --listen tcp://0.0.0.0:7711", "--insecure"),
+    ("stage --listen tcp://abc@127.0.0.1:7711", "is not a key"),
     ("chat --target pipe.gguf", "is a pipe"),
     ("verify --wire q8 --target pipe.gguf", "is a pipe"),
     ("bench --target pipe.gguf", "is a pipe"),

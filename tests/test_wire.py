@@ -44,7 +44,7 @@ def test_wrong_wires(wire: str | list[str], sentence: str) -> None:
 
 def test_what_a_run_looks_like_on_the_wire_changes_only_with_the_protocol() -> None:
     run = RunHeader(7, "decode", (WireOp("rm", 1, 2, -1, -1),), (WireRow(3, 4, 0, 5, 6, True, 0),), ((0, 6),))
-    assert PROTOCOL == 10
+    assert PROTOCOL == 11
     assert msgspec.to_builtins(run) == {
         "type": "RunHeader",
         "id": 7,

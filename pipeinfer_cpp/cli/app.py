@@ -49,6 +49,7 @@ def command() -> Any:
         chat,
         doctor,
         generate,
+        keys,
         models,
         serve,
         simulate,
@@ -77,6 +78,8 @@ def command() -> Any:
     examples = "pipeinfer serve --pair qwen3-8b --slots 4\ncurl http://127.0.0.1:8080/v1/models"
     add("serve", serve.serve, _DAILY, "Serve programs (OpenAI API) and browsers", epilog=examples)
     add("stage", stage.stage, _MACHINES, "Serve a part of a model's layers from this machine")
+    short = "This machine's key, and whom it trusts"
+    app.add_typer(keys.keys, name="keys", short_help=short, rich_help_panel=_MACHINES)
     examples = "pipeinfer top\npipeinfer top http://192.168.1.10:8080 --api-key KEY"
     add("top", top.top, _MACHINES, "Watch a running pipeline", epilog=examples)
     add("slice", slicing.cut, _MACHINES, "Cut a model ahead of its first start")

@@ -22,7 +22,7 @@ def stage(
         bool,
         typer.Option(
             "--insecure",
-            help="Listen on a network: nothing is encrypted and whoever reaches the port can use this stage.",
+            help="No keys on a network: nothing is encrypted and whoever reaches the port can use this stage.",
         ),
     ] = False,
     target: Annotated[
@@ -47,14 +47,11 @@ def stage(
     models: Annotated[Path | None, typer.Option(help="A further models.toml.", metavar="FILE")] = None,
 ) -> None:
     """Serve a part of a model's layers to a coordinator (chat or generate with --stages ADDRESS,...)."""
+    from pipeinfer_cpp.net.keys import identity, trusted
     from pipeinfer_cpp.net.sockets import Network, check_address
 
     check_address(listen)
-    if not insecure and not is_local(listen):
-        raise UserError(
-            f"{listen} can be reached from other machines, and nothing there is encrypted or protected by a password: "
-            "type --insecure if you trust that network."
-        )
+    own_key = None if insecure or is_local(listen) else identity()
     own = _own(target, pair, models)
 
     from pipeinfer_cpp.cli.signals import undisturbed
@@ -79,8 +76,13 @@ def stage(
         return path, slice_of(path, first, end, tell)
 
     network = Network()
-    worker = Stage(network, listen, resolve, say, threads)
-    say(f"waiting for a coordinator at {listen} (Ctrl-C ends this)")
+    worker = Stage(network, listen, resolve, say, threads, own_key)
+    if own_key is None:
+        say(f"waiting for a coordinator at {listen} (Ctrl-C ends this)")
+    else:
+        say(f"waiting for a coordinator at {_typed(listen, own_key.text)} (Ctrl-C ends this)")
+        if not trusted():
+            say("nobody may use it yet: `pipeinfer keys show` there prints KEY, `keys trust KEY` here lets it in")
     try:
         worker.serve()
     finally:
@@ -88,6 +90,21 @@ def stage(
             worker.close()
             network.close()
             say("ended")
+
+
+def _typed(listen: str, key: str) -> str:
+    """What has to be typed elsewhere: `listen`, with the key, and this machine's address for `0.0.0.0`."""
+    host, _, port = listen.removeprefix("tcp://").rpartition(":")
+    if host in ("0.0.0.0", "*", "[::]", "::"):
+        import socket
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which address would be used
+                host = probe.getsockname()[0]
+            except OSError:
+                host = socket.gethostname()
+    return f"tcp://{key}@{host}:{port}"
 
 
 def say(text: str) -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pipeinfer_cpp.cluster.launch import Process
 from pipeinfer_cpp.errors import PipeInferError, UserError
+from pipeinfer_cpp.net.keys import identity
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
     Bye,
@@ -53,8 +54,9 @@ class Peer:
 
     def __init__(self, network: Network, name: str, address: str, process: Process | None = None) -> None:
         check_address(address)
-        self.name, self.address, self.process = name, address, process
+        self.name, self.process = name, process
         self.link: Link[ToCoordinator] = Link(network.context, address, ToCoordinator)
+        self.address = self.link.address
         self.runs = self.link
         """The link that runs go over: the same, unless the stage has a second socket."""
         self._network = network
@@ -82,7 +84,16 @@ class Peer:
         death = self.process.death() if self.process else None
         if death is not None:
             raise WorkerDied(f"{self.name} {death}.", self)
-        self._broken = self._broken or self.link.broken()
+        self._broken = self.link.broken() or self._broken
+        if self.link.refused and not self.greeted:
+            if not self.link.keyed:
+                raise UserError(
+                    f"{self.title} wants a key, or is no stage: give its address as it printed it (tcp://KEY@HOST:PORT)."
+                )
+            raise UserError(
+                f"{self.title} does not let this machine in. Its address must be the one that it printed, key and all, "
+                f"and on its machine `pipeinfer keys trust {identity().text}` lets this one in."
+            )
         if self._broken:
             if self.process is not None:
                 # The socket closes before the process is reaped: a moment, or as long as its memory takes to go.

@@ -15,6 +15,7 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.gguf import Source, check_pair, needs_checkpoints, row_width, slice_plan
 from pipeinfer_cpp.gguf.needs import Model, Room
 from pipeinfer_cpp.net.codecs import codec
+from pipeinfer_cpp.net.keys import split_address
 from pipeinfer_cpp.net.messages import ContextOptions, LoadDraft, LoadSlice, Message, ModelRef, Stretch
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.options import Options
@@ -182,6 +183,7 @@ class Plan:
                 contexts[index],
                 self.exact,
                 following=addresses[index + 1] if index + 1 < n else None,
+                previous=split_address(addresses[index - 1])[1] if index else None,
                 stretch=stretches[index],
                 max_rows=self.settings.max_rows,
                 active=self.active,

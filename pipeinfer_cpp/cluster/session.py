@@ -143,7 +143,7 @@ class Session:
         peer.close()
         self._peers.remove(peer)
         if peer.process is None:
-            self.stages[index] = self._reach(index, peer.address)
+            self.stages[index] = self._reach(index, peer.link.whole_address)
             return
         peer.process.kill()
         self.processes.remove(peer.process)
@@ -155,7 +155,7 @@ class Session:
 
     def _orders(self) -> list[Message]:
         """What each stage loads, and behind them the draft worker."""
-        addresses = [peer.runs.address for peer in self.stages]
+        addresses = [peer.runs.whole_address for peer in self.stages]
         orders = self.plan.orders(addresses, self._machines, self.vocabulary.eog)
         return [msgspec.structs.replace(o, epoch=self.epoch) if isinstance(o, LoadSlice) else o for o in orders]
 

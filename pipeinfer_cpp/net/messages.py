@@ -13,7 +13,7 @@ import msgspec
 from pipeinfer_cpp.net.transit import LinkSpeed
 from pipeinfer_cpp.sampling import Sampling
 
-PROTOCOL = 10
+PROTOCOL = 11
 WIRES = ("f32", "f16", "bf16", "q8", "q4")
 """Names of the codecs in `net.codecs`."""
 
@@ -134,6 +134,8 @@ class LoadSlice(Message, frozen=True):
     """Emulated: how what comes to this stage, runs and cancellations, travels."""
     patience: float = 10.0
     """Seconds that the next stage and the coordinator may be silent."""
+    previous: str | None = None
+    """The key of the stage before, which may connect for the length of the session."""
     epoch: int = 0
     """Counts how often the stages of a session were loaded. Runs and answers of another epoch are void."""
 

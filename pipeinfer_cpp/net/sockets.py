@@ -11,6 +11,7 @@ carries nothing large (see `cluster.watch` and `workers.stage`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -23,6 +24,7 @@ import msgspec
 import zmq
 
 from pipeinfer_cpp.errors import UserError
+from pipeinfer_cpp.net.keys import ZAP_DOMAIN, Identity, identity, key_bytes, split_address
 from pipeinfer_cpp.net.messages import Message, Piece
 from pipeinfer_cpp.system.threads import check_room
 
@@ -34,6 +36,14 @@ PIECE = 16384
 """Bytes of payload that one message over TCP carries; what is larger goes in pieces."""
 HELD = 1 << 28
 """Bytes of pieces that a server holds at most of messages that are not complete."""
+LARGEST = 16 << 20
+"""Bytes of a message over TCP: ZeroMQ ends a connection that sends more, before it takes room for it."""
+WAITING = 10_000
+"""Messages of one peer that wait at most; whoever sends more is held up."""
+GREETING = 4096
+"""Bytes of the largest message that a peer may send before it has said hello."""
+SHAKE_S = 5.0
+"""Seconds that a connection has to say that it is one of ZeroMQ's, and whose."""
 THREADS = 2
 """Of a context: where ZeroMQ cannot start one it ends the process."""
 CALM = 0.75
@@ -47,6 +57,12 @@ def _prepare(socket: zmq.Socket[bytes], address: str) -> None:
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
+    if address.startswith("tcp:"):
+        socket.setsockopt(zmq.MAXMSGSIZE, LARGEST)
+
+
+_NOT_OURS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
+"""What decoding says of bytes that are no message of ours."""
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:
@@ -79,7 +95,11 @@ class _Poll:
 
 
 def check_address(address: str) -> None:
-    """Raise UserError unless the address is tcp://host:port or a short enough ipc:// path."""
+    """Raise UserError unless the address is tcp://host:port, with a key before it or not, or a short enough ipc://
+    path."""
+    address, key = split_address(address)
+    if key is not None:
+        key_bytes(key)
     kind, _, rest = address.partition("://")
     host, _, port = rest.rpartition(":")
     if kind == "tcp" and host and port.isdigit() and 0 < int(port) < 65536:
@@ -89,38 +109,55 @@ def check_address(address: str) -> None:
     raise UserError(f"{address!r} is not an address: write tcp://HOST:PORT (or ipc:///PATH of at most 100 bytes).")
 
 
+_REFUSALS = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
 class Link(Generic[T]):
     """A connection to a worker's socket. Messages in the order they were sent; nothing blocks."""
 
     def __init__(self, context: zmq.Context[Any], address: str, kind: Any) -> None:
-        self.address = address
+        self.whole_address = address
+        """With the key in it."""
+        self.address, key = split_address(address)
+        self.keyed = key is not None
+        self.refused = False
+        """The other end does not take our key, has another one than the address says, or wants one."""
         self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-        _prepare(self._socket, address)
+        _prepare(self._socket, self.address)
+        if key is not None:
+            own = identity()
+            self._socket.curve_publickey, self._socket.curve_secretkey = own.public, own.secret
+            self._socket.curve_serverkey = key_bytes(key)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _REFUSALS)
         try:
-            self._socket.connect(address)
+            self._socket.connect(self.address)
         except zmq.ZMQError as error:
             self.close()
-            raise UserError(f"{address} is not an address that can be reached: {error.strerror}.") from error
+            raise UserError(f"{self.address} is not an address that can be reached: {error.strerror}.") from error
 
     def send(self, message: Message, payload: Any = None) -> int:
-        """Queue a message. Returns its bytes."""
+        """Queue a message. Returns its bytes: none where the other end does not let this one in."""
         head = self._encode(message)
-        if payload is None:
-            self._socket.send(head)
-            return len(head)
-        size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
-        rest = payload
-        if size > PIECE and self.address.startswith("tcp:"):
-            last = (size - 1) // PIECE * PIECE
-            for at in range(0, last, PIECE):
-                self._socket.send(self._encode(Piece()), zmq.SNDMORE)
-                self._socket.send(payload[at : at + PIECE])
-            rest = payload[last:]
-        self._socket.send(head, zmq.SNDMORE)
-        self._socket.send(rest, copy=len(rest) < 65536)
+        try:
+            if payload is None:
+                self._socket.send(head, zmq.NOBLOCK)
+                return len(head)
+            size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+            rest = payload
+            if size > PIECE and self.address.startswith("tcp:"):
+                last = (size - 1) // PIECE * PIECE
+                for at in range(0, last, PIECE):
+                    self._socket.send(self._encode(Piece()), zmq.SNDMORE | zmq.NOBLOCK)
+                    self._socket.send(payload[at : at + PIECE], zmq.NOBLOCK)
+                rest = payload[last:]
+            self._socket.send(head, zmq.SNDMORE | zmq.NOBLOCK)
+            self._socket.send(rest, zmq.NOBLOCK, copy=len(rest) < 65536)
+        except zmq.Again:
+            return 0
         return len(head) + size
 
     def receive(self, timeout: float = 0.0) -> T | None:
@@ -130,7 +167,7 @@ class Link(Generic[T]):
             return None
         try:
             message: T = self._decode.decode(self._socket.recv())
-        except msgspec.MsgspecError as error:
+        except _NOT_OURS as error:
             raise UserError(
                 f"{self.address} speaks another protocol: install the same version on both machines ({error})."
             ) from error
@@ -143,6 +180,9 @@ class Link(Generic[T]):
             # zmq.utils.monitor would tell it too, and import asyncio for that: a tenth of a worker's start.
             event, _ = struct.unpack("=hi", self._monitor.recv_multipart()[0])
             gone = event == zmq.EVENT_DISCONNECTED or gone
+            # Without a key in the address only what speaks our protocol, but not without keys, refuses.
+            refusals = _REFUSALS if self.keyed else zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            self.refused = self.refused or bool(event & refusals)
         return gone
 
     def close(self) -> None:
@@ -154,14 +194,25 @@ class Link(Generic[T]):
 class Server(Generic[T]):
     """A worker's listening socket. A peer is known by the bytes that came with its message."""
 
-    def __init__(self, context: zmq.Context[Any], address: str, kind: Any) -> None:
+    def __init__(self, context: zmq.Context[Any], address: str, kind: Any, own: Identity | None = None) -> None:
+        """`own`: only those that a `Guard` in the same context lets in can connect, and all is encrypted."""
         self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         _prepare(self._socket, address)
+        if address.startswith("tcp:"):
+            self._socket.setsockopt(zmq.RCVHWM, WAITING)
+            self._socket.setsockopt(zmq.HANDSHAKE_IVL, int(1000 * SHAKE_S))
+        if own is not None:
+            self._socket.curve_server = 1
+            self._socket.curve_publickey, self._socket.curve_secretkey = own.public, own.secret
+            self._socket.zap_domain = ZAP_DOMAIN.encode()
+        self.known: set[bytes] = set()
+        """Peers that may send what is larger than a greeting."""
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind)
         self._poll = _Poll([self._socket])
         self._pieces: dict[bytes, list[bytes]] = {}
+        self._guarded = address.startswith("tcp:")
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
@@ -178,12 +229,14 @@ class Server(Generic[T]):
         payload = socket.recv(copy=False).buffer if socket.getsockopt(zmq.RCVMORE) else None
         while socket.getsockopt(zmq.RCVMORE):
             socket.recv()
-        try:
-            message: T | None = self._decode.decode(head)
-        except msgspec.MsgspecError:
-            message = None
+        message: T | None = None
+        if len(head) <= GREETING or peer in self.known or not self._guarded:
+            with contextlib.suppress(*_NOT_OURS):
+                message = self._decode.decode(head)
         if isinstance(message, Piece):
-            if payload is not None and sum(sum(map(len, p)) for p in self._pieces.values()) + payload.nbytes <= HELD:
+            held = sum(sum(map(len, pieces)) for pieces in self._pieces.values())
+            known = peer in self.known or not self._guarded
+            if known and payload is not None and held + payload.nbytes <= HELD:
                 self._pieces.setdefault(peer, []).append(bytes(payload))
             return peer, message, None
         if self._pieces and (pieces := self._pieces.pop(peer, None)) is not None and payload is not None:

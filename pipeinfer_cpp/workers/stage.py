@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from pipeinfer_cpp.net.keys import Guard, Identity
 from pipeinfer_cpp.net.messages import (
     PROTOCOL,
     Bye,
@@ -51,9 +52,12 @@ class Stage:
         resolve: Resolve,
         say: Callable[[str], None],
         threads: int | None = None,
+        own: Identity | None = None,
     ) -> None:
+        """`own`: who this is, where only trusted keys may connect."""
         self._network, self._resolve, self._say, self._threads = network, resolve, say, threads
-        self._server: Server[ToWorker] = Server(network.context, address, ToWorker)
+        self._guard = Guard(network.context, say) if own is not None else None
+        self._server: Server[ToWorker] = Server(network.context, address, ToWorker, own)
         # On one machine runs have a socket of their own, which the computing thread reads and answers
         # itself: two changes of thread less for each run. Over TCP one open port is worth more.
         self._runs_at = address + "r" if address.startswith("ipc://") else None
@@ -71,6 +75,8 @@ class Stage:
         self._told = 0.0
         """When the coordinator was told that something large is coming in."""
         self._compute: Compute | None = None
+        self._strange = 0.0
+        """When what is no message came last."""
         self._known: dict[bytes, str] = {}
         """Who said hello on the second socket in this session, with its role."""
         self._cancels: Arrivals[tuple[int, ...]] | None = None
@@ -132,6 +138,8 @@ class Stage:
         """Drop whatever is under way and free the sockets."""
         self._end()
         self._wakeup.close()
+        if self._guard is not None:
+            self._guard.close()
         for server in (self._server, self._runs):
             if server is not None:
                 server.close()
@@ -155,13 +163,15 @@ class Stage:
                     self._cancels.push(0, sent, 8 * len(runs), runs)
                 else:  # `sent` is another machine's clock: it means nothing here
                     self._compute.cancel(runs)
-            case Ping(sent):
+            case Ping(sent) if peer in self._server.known:
                 self._server.send(peer, Pong(sent, clock()))
             case Hello():
                 self._hello(peer, message)
             case LoadSlice() if peer == self._coordinator:
                 self._stop_computing()
                 self._patience = message.patience
+                if self._guard is not None:
+                    self._guard.neighbours = frozenset(filter(None, [message.previous]))
                 self._cancels = Arrivals([message.link]) if message.link is not None else None
                 load = self._with_threads(message)
                 self._compute = Compute(
@@ -170,7 +180,9 @@ class Stage:
             case Bye() if peer == self._coordinator:
                 self._say("the coordinator has left")
                 self._end()
-            case None:
+            case None if clock() - self._strange > 1.0:  # no more often: nobody may be reading
+                self._strange = clock()
+                self._say("something came that is no message of this version")
                 self._server.send(peer, Refuse("this is a pipeinfer stage of another version, or no message for one"))
             case _:
                 pass  # from a session that is over
@@ -187,6 +199,7 @@ class Stage:
         if why is None and hello.role == "stage":
             if self._coordinator is not None and hello.session == self._session:
                 self._previous = peer
+                self._server.known.add(peer)
                 self._server.send(peer, self._welcome())
             else:
                 self._server.send(peer, Refuse("it is not of this session"))
@@ -204,6 +217,7 @@ class Stage:
             self._server.send(peer, Refuse(why))
             return
         self._coordinator, self._session, self._heard = peer, hello.session, clock()
+        self._server.known.add(peer)
         self._say("a coordinator has connected")
         self._server.send(peer, self._welcome())
 
@@ -222,6 +236,9 @@ class Stage:
         self._session, self._silent, self._patience = "", False, 10.0
         self._stop_computing()
         self._known.clear()
+        self._server.known.clear()
+        if self._guard is not None:
+            self._guard.neighbours = frozenset()
 
     def _stop_computing(self) -> None:
         if self._compute is not None:
