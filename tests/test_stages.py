@@ -229,8 +229,11 @@ def test_a_stage_elsewhere_that_is_started_again_in_time_is_used_again(tmp_path:
             stages[1].close()
             until(lambda: told, 2)
             time.sleep(0.5)
-            stages[1] = HandStage(tmp_path / "again.log", port=port)
-            assert generation.wait(30).text == expected
+            again = HandStage(tmp_path / "again.log", port=port)
+            try:
+                assert generation.wait(60).text == expected
+            finally:
+                again.close()
         assert told[0].endswith("is gone: see what it printed on its machine. Waiting for it to come back.")
         assert told[1] == "Stage 1 (layers 6-11) is back, and the text goes on."
 
