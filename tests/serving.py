@@ -47,8 +47,8 @@ class Server:
         return int(self.url.rpartition(":")[2])
 
     def ready(self) -> Server:
-        """Wait until it says where it serves."""
-        until(lambda: " at http://" in self.said or self.process.poll() is not None, 60)
+        """Wait until it says where it serves; where many processes share the cores a cold start takes a minute."""
+        until(lambda: " at http://" in self.said or self.process.poll() is not None, 150)
         assert self.process.poll() is None, self.said
         found = re.search(r" at (http://\S+:\d+)", self.said)
         assert found is not None, self.said
