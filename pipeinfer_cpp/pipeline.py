@@ -42,7 +42,7 @@ from pipeinfer_cpp.system.reports import Report
 _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "mode": text,
     "governor": truth,
-    "ablate": lambda name, value: frozenset(several(text)(name, value)),
+    **dict.fromkeys(("ablate", "proposers"), lambda name, value: frozenset(several(text)(name, value))),
     **dict.fromkeys(("branches", "max_rows", "max_ahead", "draft_max"), whole),
     **dict.fromkeys(("cutoff", "recovery", "decay", "split"), number),
 }

@@ -268,7 +268,7 @@ def test_what_is_no_saved_chat_is_refused(tmp_path: Path, content: str) -> None:
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         conversation().load(tmp_path / "none")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="could not be written"):
         conversation().save(tmp_path / "none" / "chat.json")
 
 

@@ -58,7 +58,7 @@ class Settings:
             raise ValueError(f"technique {min(unknown)!r} is not one of {', '.join(TECHNIQUES)}")
         unknown = self.proposers - set(PROPOSERS)
         if unknown:
-            raise ValueError(f"proposer {min(unknown)!r} is not one of {', '.join(PROPOSERS)}")
+            raise ValueError(f"proposers: {min(unknown)!r} is not one of {', '.join(PROPOSERS)}")
         if self.slots < 1:
             raise ValueError("there is at least one slot")
         if self.checkpoints and self.branches > 1:
