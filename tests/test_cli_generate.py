@@ -157,7 +157,7 @@ def interrupted(number: int, *options: str) -> Ended:
     assert process.stdout is not None and process.stderr is not None
     if "--json" in options:
         note, text = b"", b""
-        while b"Note:" not in note:  # the line on memory comes before the stages are loaded, which may take longer
+        while b"Emulated" not in note:  # the line on memory comes before the stages are loaded, which may take longer
             said = process.stderr.read1(4096)
             assert said, note
             note += said
@@ -178,7 +178,7 @@ def test_ctrl_c_keeps_what_is_there() -> None:
 
 
 def test_ctrl_c_with_json_still_gives_the_object() -> None:
-    result = interrupted(signal.SIGINT, "--json")
+    result = interrupted(signal.SIGINT, "--json", "--emulate", "gigabit")
     found = objects(result)
     assert result.code == 130 and found["finish_reason"] == "cancelled" and not result.left
     assert found["n_generated"] == len(found["token_ids"]) < 900

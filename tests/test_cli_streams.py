@@ -63,7 +63,7 @@ def test_an_unexpected_error_leaves_a_report(
         raise ValueError("the story of a run")
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr("pipeinfer_cpp.health.finding.run", lambda name, check: broken())
+    monkeypatch.setattr("pipeinfer_cpp.cli.doctor.run", lambda name, check: broken())
     assert run(["doctor", "--quick"]) == 1
     (report,) = (tmp_path / "pipeinfer" / "reports").iterdir()
     line = capfd.readouterr().err
