@@ -79,7 +79,7 @@ def llama() -> Iterator[Finding]:
 def machine() -> Iterator[Finding]:
     n = cores()
     yield Finding("CPU", OK, cpu_name())
-    text = f"{n} usable cores: 2 stages and a draft get {Share(n, 3).threads} each by default"
+    text = f"{n} usable core{'s' if n != 1 else ''}: 2 stages and a draft get {Share(n, 3).threads} each by default"
     if n < 4:
         advice = "Expect no speed-up on this machine alone; several machines bring it."
         yield Finding("threads", WARNING, text, advice)
