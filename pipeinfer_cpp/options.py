@@ -102,6 +102,11 @@ class Options:
         """In place of a draft model the text itself guesses what comes next."""
         return str(self.draft) == "ngram"
 
+    @property
+    def drafting(self) -> bool:
+        """A draft model has a use."""
+        return self.mode != "off" and not self.ngram
+
     def check(self) -> None:
         """Raise UserError for values that cannot be."""
         n = self.n_stages

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeinfer_cpp.engine import CostCurve, Engine, Settings
 from pipeinfer_cpp.engine import events as ev
-from pipeinfer_cpp.engine.ngram import LONGEST, MatchCalibration, Matches, Ngrams
-from pipeinfer_cpp.engine.speculation import Trust
+from pipeinfer_cpp.engine.ngram import LONGEST, Matches, Ngrams
+from pipeinfer_cpp.engine.speculation import MatchCalibration, Trust
 from pipeinfer_cpp.engine.tree import Node
 from pipeinfer_cpp.sim.cluster import VirtualCluster
 from pipeinfer_cpp.sim.worlds import Replay, independent

@@ -26,7 +26,8 @@ def new(
     ] = False,
 ) -> None:
     """Make a new key, and print the public one."""
-    from pipeinfer_cpp.net.keys import config_dir, identity
+    from pipeinfer_cpp.net.keys import identity
+    from pipeinfer_cpp.system.files import config_dir
 
     if (config_dir() / "key").exists() and not force:
         raise UserError("There is a key already, and others may trust it: --force makes another one.")

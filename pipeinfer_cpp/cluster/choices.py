@@ -28,11 +28,10 @@ def chosen_models(options: Options) -> tuple[Pair | None, Path, Path | None]:
     """The pair's entry where one was named, and the files of target and draft (none for mode "off")."""
     from pipeinfer_cpp.models.hub import model_path
 
-    drafting = options.mode != "off"
-    drafting = drafting and not options.ngram
+    drafting = options.drafting
     if options.target is not None:
         draft = model_path(options.draft) if drafting and options.draft is not None else None
-        return None, model_path(options.target), draft if drafting else None
+        return None, model_path(options.target), draft
     if options.pair is None:
         raise UserError("Name a model: --pair NAME (see `pipeinfer models list`) or --target FILE.")
     from pipeinfer_cpp.models import load_registry

@@ -29,7 +29,7 @@ class Crew:
     def of(cls, options: Options) -> Crew:
         """Nobody, where a model is not there or stages run elsewhere: the plan says what is wrong, or who is needed."""
         ready, draft = _asked(options)
-        draft = draft and options.mode != "off"
+        draft = draft and options.drafting
         n_stages = options.stages if isinstance(options.stages, int) and ready else 0
         return cls(Share(cores(), n_stages + draft, options.threads), n_stages, draft and n_stages > 0)
 
@@ -62,10 +62,9 @@ class Crew:
 
 def _asked(options: Options) -> tuple[bool, bool]:
     """Whether the files of the models are there, and whether there is a draft."""
-    drafts = options.draft is not None and not options.ngram
-    given = [path for path in (options.target, options.draft if drafts else None) if path is not None]
+    given = [path for path in (options.target, None if options.ngram else options.draft) if path is not None]
     if options.pair is None or not all(Path(path).is_file() for path in given):
-        return options.target is not None and all(Path(path).is_file() for path in given), drafts
+        return options.target is not None and all(Path(path).is_file() for path in given), options.draft is not None
     from pipeinfer_cpp.models import load_registry
 
     try:
@@ -73,4 +72,4 @@ def _asked(options: Options) -> tuple[bool, bool]:
         pair.path("target")
     except UserError:
         return False, False
-    return True, drafts or (pair.draft is not None and not options.ngram)
+    return True, options.draft is not None or pair.draft is not None

@@ -252,7 +252,7 @@ class Driver:
             else:
                 break
         self._arrivals = Arrivals(self._links[1:])
-        self._watch = Watch(self._stages, self._session.options.patience, self._tell)
+        self._watch = Watch(self._stages, self._patience, self._tell)
         self._moved, self._passed, self._wake = clock(), {}, None
         self._runs.clear()
         names = " and ".join(peer.name for peer in gone)
@@ -298,7 +298,9 @@ class Driver:
 
     def _take(self, peer: Peer, message: msg.Message) -> None:
         match message:
-            case msg.RunBack(epoch=epoch) | msg.Passed(epoch=epoch) | msg.Failed(epoch=int(epoch)) if self._old(epoch):
+            case (
+                msg.RunBack(epoch=epoch) | msg.Passed(epoch=epoch) | msg.Failed(epoch=int(epoch))
+            ) if epoch != self._session.epoch:
                 pass  # of stages as they were before they were loaded again
             case msg.RunBack(run, dead, draws, memory, held, _, lost, tops) if peer in self._stages:
                 self._believe(peer, claims.back(message, self.engine.pipe.in_flight, self._n_vocab))
@@ -324,9 +326,6 @@ class Driver:
                 self._lose_draft(reason)
             case msg.Failed(reason) if peer in self._stages:
                 raise WorkerDied(f"{peer.name} failed: {reason.rstrip('.')}.")
-
-    def _old(self, epoch: int) -> bool:
-        return epoch != self._session.epoch
 
     def _believe(self, stage: Peer, wrong: str | None) -> None:
         if wrong is not None:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pipeinfer_cpp.models import Pair
 
 
-
 @dataclass
 class Plan:
     """Who holds which layers, with which settings."""

@@ -62,28 +62,6 @@ class Matches:
         return (found, best) if found > 0 else (-1, 0)
 
 
-class MatchCalibration:
-    """How often a match is right, by its length, learnt as verdicts come. What it begins with has the weight of
-    `prior` verdicts; where guesses are trusted that are right behind each other, the match grows with them."""
-
-    FIRST = (0.25, 0.25, 0.25, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.75, 0.8, 0.8, 0.8, 0.85, 0.85, 0.9)
-    """By length."""
-
-    def __init__(self, prior: float = 4.0, memory: float = 0.99) -> None:
-        self._memory = memory
-        self._hits = [prior * share for share in self.FIRST]
-        self._seen = [prior] * len(self.FIRST)
-
-    def __call__(self, length: int) -> float:
-        i = min(length, len(self._hits) - 1)
-        return self._hits[i] / self._seen[i]
-
-    def learn(self, length: int, accepted: bool) -> None:
-        i = min(length, len(self._hits) - 1)
-        self._hits[i] = self._hits[i] * self._memory + accepted
-        self._seen[i] = self._seen[i] * self._memory + 1
-
-
 class Ngrams:
     """A slot's guesses from its own text. They are there at once."""
 

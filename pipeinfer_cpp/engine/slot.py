@@ -173,8 +173,7 @@ class Slot:
         parent = self.drafts.place(event) if self.phase in (PREFILL, DECODE) else None
         if parent is None:
             return  # from a path that is dead by now
-        node = Node(-1, event.token, event.pos, prob=event.prob, drafted=True, paths=[event.path])
-        if self._contradicted(parent, node):
+        if self.ngrams and self._contradicted(parent, event):
             return
         self.stats.proposed += parent.child(event.token) is None
         node = self.tree.add(parent, event.token, event.prob, path=event.path, second=event.second)
@@ -185,15 +184,15 @@ class Slot:
             self.stats.proposed += 1
             self._out.append(self.drafts.fork(sibling, event.path))
 
-    def _contradicted(self, parent: Node, said: Node) -> bool:
+    def _contradicted(self, parent: Node, said: ev.Drafted) -> bool:
         """The text's own guess at the draft's place is another one, and is kept as the better one or as it has left
         already. Else it is dropped."""
         other = next((c for c in parent.children if c.match and not c.drafted and c.token != said.token), None)
         if other is None:
             return False
         trust = self.speculation.trust
-        if other.run is not None or trust(other) >= trust(said):
-            self._out += self.drafts.follow(other, said.paths[0])
+        if other.run is not None or trust(other) >= trust.draft(said.prob):
+            self._out += self.drafts.follow(other, said.path)
             return True
         self.stats.wasted += len(self.tree.drop(other))
         self._out += self.drafts.final()

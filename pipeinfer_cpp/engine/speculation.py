@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pipeinfer_cpp.engine.drafts import Drafts
 from pipeinfer_cpp.engine.governor import Governor
-from pipeinfer_cpp.engine.ngram import MatchCalibration
 from pipeinfer_cpp.engine.pacing import Pace
 from pipeinfer_cpp.engine.pipe import Pipe
 from pipeinfer_cpp.engine.settings import Settings
@@ -60,35 +59,61 @@ class Cutoff:
         self._sent = self._refused = 0
 
 
-class Calibration:
-    """What a draft's confidence is worth: its acceptance rate by confidence, learnt as verdicts come.
+class _Rates:
+    """How often guesses are right, by a number that says how good they look, learnt as verdicts come. What it begins
+    with has the weight of `prior` verdicts."""
 
-    Drafts may be over- or under-confident; each tenth of confidence starts as the draft says, with
-    the weight of `prior` verdicts.
-    """
-
-    def __init__(self, prior: float = 4.0, memory: float = 0.995) -> None:
+    def __init__(self, first: Sequence[float], prior: float, memory: float) -> None:
         self._memory = memory
-        self._hits = [prior * (i + 0.5) / 10 for i in range(10)]
-        self._seen = [prior] * 10
+        self._hits = [prior * share for share in first]
+        self._seen = [prior] * len(first)
 
-    def __call__(self, prob: float) -> float:
-        i = self._bin(prob)
+    def of(self, i: int) -> float:
         return self._hits[i] / self._seen[i]
 
     @property
     def mean(self) -> float:
-        """The share of all drafts that is right."""
+        """The share of all guesses that is right."""
         return sum(self._hits) / sum(self._seen)
 
-    def learn(self, prob: float, accepted: bool) -> None:
-        i = self._bin(prob)
+    def count(self, i: int, accepted: bool) -> None:
         self._hits[i] = self._hits[i] * self._memory + accepted
         self._seen[i] = self._seen[i] * self._memory + 1
 
+
+class Calibration(_Rates):
+    """What a draft's confidence is worth: its acceptance rate by tenths of confidence. Drafts may be over- or
+    under-confident; each tenth starts as the draft says."""
+
+    def __init__(self, prior: float = 4.0, memory: float = 0.995) -> None:
+        super().__init__([(i + 0.5) / 10 for i in range(10)], prior, memory)
+
+    def __call__(self, prob: float) -> float:
+        return self.of(self._tenth(prob))
+
+    def learn(self, prob: float, accepted: bool) -> None:
+        self.count(self._tenth(prob), accepted)
+
     @staticmethod
-    def _bin(prob: float) -> int:
+    def _tenth(prob: float) -> int:
         return min(max(int(prob * 10), 0), 9)
+
+
+class MatchCalibration(_Rates):
+    """How often a match is right, by its length; where guesses are trusted that are right behind each other, the match
+    grows with them."""
+
+    FIRST = (0.25, 0.25, 0.25, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.75, 0.8, 0.8, 0.8, 0.85, 0.85, 0.9)
+    """By length."""
+
+    def __init__(self, prior: float = 4.0, memory: float = 0.99) -> None:
+        super().__init__(self.FIRST, prior, memory)
+
+    def __call__(self, length: int) -> float:
+        return self.of(min(length, len(self.FIRST) - 1))
+
+    def learn(self, length: int, accepted: bool) -> None:
+        self.count(min(length, len(self.FIRST) - 1), accepted)
 
 
 class Trust:

@@ -78,9 +78,18 @@ class Tree:
         """Hang a guess under its parent. Equal guesses are one node: it knows who made them."""
         node = parent.child(token)
         if node is None:
-            node = Node(self._take_id(), token, parent.pos + 1, -1, parent, parent.id, origin, prob, second=second)
-            node.side = side
-            node.depth = parent.depth + 1
+            node = Node(
+                self._take_id(),
+                token,
+                parent.pos + 1,
+                parent=parent,
+                parent_id=parent.id,
+                origin=origin,
+                prob=prob,
+                second=second,
+                side=side,
+                depth=parent.depth + 1,
+            )
             parent.children.append(node)
         elif node.match and origin == "draft" and not node.drafted:
             node.prob, node.second = prob, second

@@ -4,7 +4,8 @@ llama.cpp parses a grammar well, but a bad one can also make it print to stderr,
 (`"a"{3,2}`, some left recursions) or end the process later (a rule without any text). Nothing of
 that can be caught through ctypes, so this module reads the grammar by the same rules as
 `llama_grammar_parser` and refuses those with a reason. Characters are not kept: only what
-refers to what."""
+refers to what.
+"""
 
 from __future__ import annotations
 
@@ -229,7 +230,9 @@ _MAX_PATHS = 1_000_000  # llama.cpp's own check walks every path anew
 
 
 def endless(rules: Rules) -> str | None:
-    """Why llama.cpp could not expand these rules (all of them defined), or None when it can."""
+    """Why llama.cpp could not expand these rules (all of them defined), or None when it can. It expands a rule to the
+    characters that it may start with; where that does not end, the process hangs, fills the memory or stops on an
+    assertion."""
     direct = {name for name, alternatives in rules.items() if [] in alternatives}
     graph: Graph = {name: {s for s, _ in _leading(alternatives, direct)} for name, alternatives in rules.items()}
     order = components(graph)

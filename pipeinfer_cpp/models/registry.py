@@ -13,6 +13,7 @@ import msgspec
 
 from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.models.files import ModelFile
+from pipeinfer_cpp.system.files import config_dir
 from pipeinfer_cpp.system.formats import read_toml
 
 HERE = Path(__file__).resolve().parent
@@ -121,8 +122,7 @@ def bundled_toml() -> Path:
 
 def user_toml() -> Path:
     """The user's own file, which may not exist."""
-    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(base) / "pipeinfer" / "models.toml"
+    return config_dir() / "models.toml"
 
 
 def load_registry(extra: Path | None = None) -> Registry:

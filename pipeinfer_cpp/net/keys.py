@@ -7,19 +7,17 @@ Connections are CurveZMQ's (http://curvezmq.org): encrypted, and both ends prove
 from __future__ import annotations
 
 import base64
-import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import zmq
 from zmq.utils import z85
 
 from pipeinfer_cpp.errors import UserError
-from pipeinfer_cpp.system.files import appearing
+from pipeinfer_cpp.system.files import appearing, config_dir
 
 _KEY = re.compile(r"[a-z2-7]{52}")
 ZAP_DOMAIN = "pipeinfer"
@@ -57,11 +55,6 @@ def split_address(address: str) -> tuple[str, str | None]:
     kind, _, rest = address.partition("://")
     key, at, place = rest.partition("@")
     return (f"{kind}://{place}", key) if at and kind == "tcp" else (address, None)
-
-
-def config_dir() -> Path:
-    """pipeinfer/ in $XDG_CONFIG_HOME, else in ~/.config."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "pipeinfer"
 
 
 def identity(*, new: bool = False) -> Identity:

@@ -61,7 +61,7 @@ def _prepare(socket: zmq.Socket[bytes], address: str) -> None:
         socket.setsockopt(zmq.MAXMSGSIZE, LARGEST)
 
 
-_NOT_OURS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
+_NOT_OURS = (msgspec.MsgspecError, RecursionError, ValueError, OverflowError)
 """What decoding says of bytes that are no message of ours."""
 
 
@@ -230,12 +230,12 @@ class Server(Generic[T]):
         while socket.getsockopt(zmq.RCVMORE):
             socket.recv()
         message: T | None = None
-        if len(head) <= GREETING or peer in self.known or not self._guarded:
+        known = peer in self.known or not self._guarded
+        if known or len(head) <= GREETING:
             with contextlib.suppress(*_NOT_OURS):
                 message = self._decode.decode(head)
         if isinstance(message, Piece):
             held = sum(sum(map(len, pieces)) for pieces in self._pieces.values())
-            known = peer in self.known or not self._guarded
             if known and payload is not None and held + payload.nbytes <= HELD:
                 self._pieces.setdefault(peer, []).append(bytes(payload))
             return peer, message, None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 Read = Callable[[str, Mapping[str, Any]], "list[tuple[str, dict[str, Any]]] | None"]
 """(what stands between opening and closing, schemas of parameters by name) -> calls; None where these are none."""
-_JSON = json.JSONDecoder(strict=False)  # models write line breaks into strings
+LENIENT = json.JSONDecoder(strict=False)  # models write line breaks into strings
 
 
 class Form(NamedTuple):
@@ -31,7 +31,7 @@ def typed(value: str, schema: Any) -> Any:
     if isinstance(schema, dict) and schema.get("type") == "string":
         return value
     try:
-        return _JSON.decode(value)
+        return LENIENT.decode(value)
     except (json.JSONDecodeError, RecursionError):
         pass
     if value[:1] in ("{", "["):  # some templates write objects as Python does
@@ -70,7 +70,7 @@ def _tagged(pattern: str, arguments: Callable[[str, Any], dict[str, Any] | None]
 
 def _object(text: str, _schema: Any = None) -> dict[str, Any] | None:
     try:
-        value = _JSON.decode(text.strip() or "{}")
+        value = LENIENT.decode(text.strip() or "{}")
     except (json.JSONDecodeError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -102,7 +102,7 @@ def _objects(name: str = "name", arguments: str = "arguments") -> Read:
         try:
             while body[at:].strip(" \r\n\t,"):
                 at += len(body) - at - len(body[at:].lstrip(" \r\n\t,"))
-                value, at = _JSON.raw_decode(body, at)
+                value, at = LENIENT.raw_decode(body, at)
                 values += value if isinstance(value, list) else [value]
         except (json.JSONDecodeError, RecursionError):
             return None

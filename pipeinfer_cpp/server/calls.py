@@ -9,7 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipeinfer_cpp.server.call_forms import FORMS, Form, form_of, names_in, properties, typed
+from pipeinfer_cpp.server.call_forms import FORMS, LENIENT, Form, form_of, names_in, properties, typed
 
 Kind = str
 """`hermes`: `<tool_call>{"name", "arguments"}</tool_call>`, `llama`: `{"name", "parameters"}` as the whole answer;
@@ -28,7 +28,6 @@ _ARGS = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\][\w-]*)?\[ARGS\]")
 _FUNCTION = re.compile(r"\s*<function=([^>\s]+)>(.*)</function>\s*", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 _ID = string.ascii_letters + string.digits
-_JSON = json.JSONDecoder(strict=False)  # models write line breaks into strings
 
 
 class Call(NamedTuple):
@@ -91,7 +90,7 @@ class MustCall:
                 head = self._HEAD.match(self._held)
                 if head is None:
                     return []
-                self._name, self._held = _JSON.decode(head[1]), self._held[head.end() :]
+                self._name, self._held = LENIENT.decode(head[1]), self._held[head.end() :]
             self._held = self._held.lstrip()
             if not self._held:
                 return []
@@ -234,7 +233,7 @@ class Calls:
             start += 1
         if self._held[start : start + 1] in ("{", "["):
             try:
-                value, end = _JSON.raw_decode(self._held, start)
+                value, end = LENIENT.raw_decode(self._held, start)
             except (json.JSONDecodeError, RecursionError):
                 pass
             else:
@@ -250,14 +249,15 @@ class Calls:
 
     def _formed(self, form: Form) -> tuple[list[Call], int | None]:
         """The same for one of the table."""
-        at = self._held.find(form.closing) if form.closing else -1
-        first = at + len(form.closing)
+        if not form.closing:
+            return [], None
+        at = first = self._held.find(form.closing)
         while at >= 0:  # the first closing may stand in a text
             found = form.read(self._held[:at].strip(), self._schemas)
             if found:
                 return [self._call(*one) for one in found], at + len(form.closing)
             at = self._held.find(form.closing, at + 1)
-        return [], first if first >= len(form.closing) and form.closing else None
+        return [], first + len(form.closing) if first >= 0 else None
 
     def _call(self, name: str, arguments: Mapping[str, Any]) -> Call:
         return Call(new_id(), name, json.dumps(arguments, ensure_ascii=False))
@@ -272,7 +272,7 @@ class Calls:
             arguments = one.get("arguments", one.get("parameters", {}))
             if isinstance(arguments, str):
                 try:
-                    arguments = _JSON.decode(arguments)
+                    arguments = LENIENT.decode(arguments)
                 except (json.JSONDecodeError, RecursionError):
                     return []
             if one.get("name") not in self._schemas or not isinstance(arguments, dict):

@@ -16,6 +16,11 @@ from pipeinfer_cpp.errors import UserError
 from pipeinfer_cpp.system.machine import suspended
 
 
+def config_dir() -> Path:
+    """pipeinfer/ in $XDG_CONFIG_HOME, else in ~/.config. It may not exist."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "pipeinfer"
+
+
 def cache_dir() -> Path:
     """$PIPEINFER_CACHE, else pipeinfer/ in the user's cache folder. It is made when missing."""
     given = os.environ.get("PIPEINFER_CACHE")
